@@ -1,0 +1,197 @@
+//! Takes connections off a listening socket.
+//!
+//! Accepting needs a descriptor. When the process has none left, the connection stays in the
+//! kernel's queue and the listener stays readable, so a loop that just went on would spin. Two
+//! remedies work together here:
+//!
+//! - The listener pauses, and a timer resumes it: established connections are not disturbed, and
+//!   a short shortage costs nobody a connection.
+//! - If the shortage lasts, a spare descriptor is given up for a moment to accept and close what
+//!   waits, so that peers learn at once that they are refused instead of hanging (the trick is
+//!   from libev's manual, "The special problem of accept()ing when you can't").
+
+use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use ruduo_reactor::sys::socket;
+use ruduo_reactor::{Channel, Event, EventLoop, Interest, Source, Token};
+
+/// The most connections accepted, or refused by way of the spare descriptor, in one turn.
+const MAX_BURST: u32 = 64;
+
+/// How long the listener pauses when resources are short.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// At most one line in this time tells of a shortage.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What an acceptor does with what it accepts, and whom it tells of its end.
+pub(crate) trait Acceptance {
+    fn accepted(&self, event_loop: &EventLoop, socket: OwnedFd, peer: SocketAddr);
+    /// A connection was refused for want of descriptors.
+    fn refused(&self);
+    /// The loop ends with the acceptor still listening.
+    fn loop_ended(&self, event_loop: &EventLoop);
+}
+
+/// A listening socket on a loop.
+pub(crate) struct Acceptor {
+    listener: OwnedFd,
+    acceptance: Rc<dyn Acceptance>,
+    /// Accepts allowed this turn. It doubles from turn to turn while connections keep coming, and
+    /// begins anew at one otherwise: then no call is spent on finding out that nobody else waits.
+    burst: Cell<u32>,
+    last_turn: Cell<u64>,
+    spare: RefCell<Option<File>>,
+    /// Failed attempts since the last success.
+    failures: Cell<u32>,
+    last_log: Cell<Option<Instant>>,
+}
+
+impl Acceptor {
+    /// Starts accepting. Deregistering the token ends it and closes the listener.
+    pub(crate) fn start(
+        event_loop: &EventLoop,
+        listener: OwnedFd,
+        acceptance: Rc<dyn Acceptance>,
+    ) -> io::Result<Token> {
+        let acceptor = Acceptor {
+            listener,
+            acceptance,
+            burst: Cell::new(1),
+            last_turn: Cell::new(0),
+            spare: RefCell::new(open_spare()),
+            failures: Cell::new(0),
+            last_log: Cell::new(None),
+        };
+        event_loop.register(Channel::from_source(Rc::new(acceptor), Interest::READ))
+    }
+
+    fn next_burst(&self, event_loop: &EventLoop) -> u32 {
+        let turn = event_loop.turns();
+        let in_a_row = self.last_turn.replace(turn) + 1 == turn;
+        let burst = if in_a_row { (self.burst.get() * 2).min(MAX_BURST) } else { 1 };
+        self.burst.set(burst);
+        burst
+    }
+
+    /// Accepts one connection; false if the turn's accepting is over.
+    fn accept(&self, event_loop: &EventLoop, token: Token) -> bool {
+        let error = match socket::accept(self.listener.as_fd()) {
+            Ok((socket, peer)) => {
+                self.failures.set(0);
+                self.acceptance.accepted(event_loop, socket, peer);
+                return true;
+            }
+            Err(error) => error,
+        };
+        match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
+            Errno::EAGAIN => {
+                self.burst.set(1);
+                false
+            }
+            // This connection died in the queue; accept(2) says to go on as after EAGAIN. They
+            // count against the burst.
+            Errno::ECONNABORTED
+            | Errno::EPROTO
+            | Errno::ENETDOWN
+            | Errno::ENOPROTOOPT
+            | Errno::EHOSTDOWN
+            | Errno::EHOSTUNREACH
+            | Errno::EOPNOTSUPP
+            | Errno::ENETUNREACH => true,
+            #[cfg(target_os = "linux")]
+            Errno::ENONET => true,
+            Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM => {
+                self.run_short(event_loop, token, &error);
+                false
+            }
+            // A firewall forbids this one (EPERM), or something we do not know. It may repeat for
+            // ever, so it must not spin either.
+            _ => {
+                self.log(&format!("accepting a connection failed: {error}"));
+                self.pause(event_loop, token);
+                false
+            }
+        }
+    }
+
+    fn run_short(&self, event_loop: &EventLoop, token: Token, error: &io::Error) {
+        let is_about_descriptors =
+            matches!(error.raw_os_error(), Some(e) if e == Errno::EMFILE as i32);
+        let cure = if is_about_descriptors { " (check 'ulimit -n')" } else { "" };
+        self.log(&format!("accepting connections pauses: {error}{cure}; established ones go on"));
+        self.failures.set(self.failures.get().saturating_add(1));
+        if is_about_descriptors && self.failures.get() > 1 {
+            self.refuse_waiting();
+        }
+        self.pause(event_loop, token);
+    }
+
+    /// Accepts and closes what waits, with the spare descriptor's number. Another thread may
+    /// snatch that first; then they wait for the next time.
+    fn refuse_waiting(&self) {
+        self.spare.replace(None);
+        for _ in 0..MAX_BURST {
+            match socket::accept(self.listener.as_fd()) {
+                Ok((socket, _)) => {
+                    drop(socket);
+                    self.acceptance.refused();
+                }
+                Err(_) => break,
+            }
+        }
+        self.spare.replace(open_spare());
+    }
+
+    fn pause(&self, event_loop: &EventLoop, token: Token) {
+        if let Err(e) = event_loop.set_interest(token, Interest::NONE) {
+            log::warn!("pausing a listener: {e}");
+            return;
+        }
+        event_loop.run_after(PAUSE, move |event_loop| {
+            // The listener may be gone by now; then there is nothing to resume.
+            let _ = event_loop.set_interest(token, Interest::READ);
+        });
+    }
+
+    fn log(&self, line: &str) {
+        let now = Instant::now();
+        let due = self.last_log.get().is_none_or(|last| now - last >= LOG_INTERVAL);
+        if due {
+            self.last_log.set(Some(now));
+            log::warn!("{line}");
+        }
+    }
+}
+
+impl Source for Acceptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
+    fn on_event(&self, event_loop: &EventLoop, event: Event) {
+        for _ in 0..self.next_burst(event_loop) {
+            if !self.accept(event_loop, event.token) {
+                break;
+            }
+        }
+    }
+
+    /// Whatever panicked, the server goes on accepting.
+    fn on_panic(&self, _: &EventLoop, _: Token) {}
+
+    fn on_loop_end(&self, event_loop: &EventLoop, _: Token) {
+        self.acceptance.loop_ended(event_loop);
+    }
+}
+
+fn open_spare() -> Option<File> {
+    File::open("/dev/null").ok()
+}

@@ -1,0 +1,292 @@
+//! The part of a connection that does not depend on its transport or handler: what
+//! [`Connection`](crate::Connection) shows to the program and what handles reach.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ruduo_reactor::{EventLoop, Interest, TimerId, Token};
+
+use super::handle::{Operation, Posted};
+use super::output::Outgoing;
+use super::reason::CloseReason;
+use super::state::{Refusal, State};
+use crate::context::{self, Context};
+use crate::registry::{ConnectionId, Place, Registry};
+
+pub(crate) struct Core {
+    id: ConnectionId,
+    slot: Cell<u32>,
+    socket: OwnedFd,
+    peer: SocketAddr,
+    pub(super) context: Rc<Context>,
+    pub(super) state: RefCell<State>,
+    pub(super) token: Cell<Token>,
+    /// What the poller was last told.
+    pub(super) interest: Cell<Interest>,
+    /// The loop is inside one of this connection's events, and will look at the state after it.
+    pub(super) busy: Cell<bool>,
+    /// The loop has been asked to look at the state at the end of the turn.
+    scheduled: Cell<bool>,
+    /// What handles on other threads share with us; made with the first handle.
+    posted: OnceCell<Arc<Posted>>,
+    /// A call that a handle has posted is running: it has its place in the order of operations,
+    /// and what it does need not queue behind those posted later.
+    pub(super) in_posted_call: Cell<bool>,
+    timers: RefCell<Option<Box<Timers>>>,
+}
+
+/// Most connections have none.
+#[derive(Default)]
+struct Timers {
+    of_program: Vec<(u64, TimerId)>,
+    linger: Option<Linger>,
+}
+
+/// The deadline for a peer that keeps us waiting.
+#[derive(Clone, Copy)]
+struct Linger {
+    timer: TimerId,
+    /// Bytes sent when it was armed: as long as output moves, the peer is alive.
+    sent: u64,
+    fin_sent: bool,
+}
+
+impl Core {
+    pub(super) fn new(socket: OwnedFd, peer: SocketAddr, context: Rc<Context>) -> Core {
+        Core {
+            id: ConnectionId::next(),
+            slot: Cell::new(u32::MAX),
+            socket,
+            peer,
+            context,
+            state: RefCell::default(),
+            token: Cell::new(Token(u64::MAX)),
+            interest: Cell::new(Interest::READ),
+            busy: Cell::new(false),
+            scheduled: Cell::new(false),
+            posted: OnceCell::new(),
+            in_posted_call: Cell::new(false),
+            timers: RefCell::default(),
+        }
+    }
+
+    /// Notes where the connection has been put.
+    pub(super) fn settle_in(&self, token: Token, slot: u32) {
+        self.token.set(token);
+        self.slot.set(slot);
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        Place { slot: self.slot.get(), id: self.id }
+    }
+
+    pub(super) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    pub(crate) fn belongs_to(&self, context: &Rc<Context>) -> bool {
+        Rc::ptr_eq(&self.context, context)
+    }
+
+    /// Asks the loop to look at the state soon: now, if it is inside our event anyway, otherwise
+    /// at the end of the turn. So what a callback does never takes effect inside it, and all it
+    /// sends leaves together.
+    #[inline]
+    pub(super) fn touch(&self, event_loop: &EventLoop) {
+        if !self.busy.get() {
+            self.schedule(event_loop);
+        }
+    }
+
+    pub(super) fn schedule(&self, event_loop: &EventLoop) {
+        if !self.scheduled.replace(true) {
+            event_loop.at_turn_end(self.token.get());
+        }
+    }
+
+    pub(super) fn unschedule(&self) {
+        self.scheduled.set(false);
+    }
+
+    /// Ends the connection for a reason of our own, after the current callback.
+    pub(crate) fn end(&self, event_loop: &EventLoop, reason: CloseReason) {
+        self.state.borrow_mut().end(reason);
+        self.touch(event_loop);
+    }
+}
+
+/// Sending.
+impl Core {
+    /// Queues output.
+    #[inline]
+    pub(super) fn queue(
+        &self,
+        event_loop: &EventLoop,
+        outgoing: Outgoing<'_>,
+    ) -> Result<(), Refusal> {
+        let Context { limits, lender, .. } = &*self.context;
+        self.state.borrow_mut().queue(outgoing, limits, lender)?;
+        self.touch(event_loop);
+        Ok(())
+    }
+
+    /// Queues output for a caller who gets no error: what cannot be sent is counted, and output
+    /// beyond the limit ends the connection.
+    #[inline]
+    pub(super) fn queue_or_end(&self, event_loop: &EventLoop, outgoing: Outgoing<'_>) {
+        let len = outgoing.len();
+        match self.queue(event_loop, outgoing) {
+            Ok(()) => {}
+            Err(refusal) => self.refused(event_loop, refusal, len),
+        }
+    }
+
+    #[cold]
+    fn refused(&self, event_loop: &EventLoop, refusal: Refusal, len: usize) {
+        context::add(&self.context.counters.discarded, len);
+        match refusal {
+            Refusal::Closed => {
+                log::debug!(
+                    "connection {} to {}: {len} bytes sent after its end are discarded",
+                    self.id,
+                    self.peer
+                );
+            }
+            Refusal::Full => {
+                let limit = self.context.limits.output;
+                self.end(event_loop, CloseReason::OutputFull { limit });
+            }
+        }
+    }
+
+    /// Carries out what a handle has asked for.
+    pub(super) fn perform(&self, event_loop: &EventLoop, operation: Operation) {
+        match operation {
+            Operation::Send(payload) => {
+                payload.with_outgoing(|outgoing| self.queue_or_end(event_loop, outgoing));
+            }
+            Operation::Shutdown => {
+                self.state.borrow_mut().shutdown();
+                self.touch(event_loop);
+            }
+            Operation::Close => self.end(event_loop, CloseReason::Closed),
+            Operation::Reset => self.end(event_loop, CloseReason::Reset),
+            Operation::Pause => {
+                self.state.borrow_mut().pause();
+                self.touch(event_loop);
+            }
+            Operation::Resume => {
+                self.state.borrow_mut().resume();
+                self.touch(event_loop);
+            }
+        }
+    }
+}
+
+/// Handles on other threads.
+impl Core {
+    /// Whether operations posted by handles have yet to arrive. What the program does meanwhile
+    /// has to queue behind them.
+    #[inline]
+    pub(super) fn has_outstanding(&self) -> bool {
+        self.posted.get().is_some_and(|posted| posted.has_outstanding())
+            && !self.in_posted_call.get()
+    }
+
+    pub(super) fn posted(&self) -> &Arc<Posted> {
+        self.posted.get_or_init(|| {
+            let closed = self.state.borrow().is_ended();
+            Arc::new(Posted::new(self.context.limits.output, closed))
+        })
+    }
+
+    pub(super) fn close_handles(&self) {
+        if let Some(posted) = self.posted.get() {
+            posted.close();
+        }
+    }
+}
+
+/// Timers.
+impl Core {
+    /// Arms the program's timer `key`, instead of the one with this key that may be armed.
+    pub(super) fn set_timer(&self, event_loop: &EventLoop, key: u64, after: Duration) {
+        self.cancel_timer(event_loop, key);
+        let place = self.place();
+        let timer = event_loop.run_after(after, move |event_loop| {
+            if let Some(resident) = event_loop.local::<Registry>().get(place) {
+                resident.core().forget_timer(key);
+                resident.on_timer(event_loop, key);
+            }
+        });
+        let mut timers = self.timers.borrow_mut();
+        timers.get_or_insert_default().of_program.push((key, timer));
+    }
+
+    pub(super) fn cancel_timer(&self, event_loop: &EventLoop, key: u64) -> bool {
+        let timer = self.forget_timer(key);
+        timer.is_some_and(|timer| event_loop.cancel(timer))
+    }
+
+    fn forget_timer(&self, key: u64) -> Option<TimerId> {
+        let mut timers = self.timers.borrow_mut();
+        let of_program = &mut timers.as_mut()?.of_program;
+        let index = of_program.iter().position(|(known, _)| *known == key)?;
+        Some(of_program.swap_remove(index).1)
+    }
+
+    /// Sees to it that the peer cannot keep us waiting for ever. The deadline counts from our
+    /// FIN; before that, while output is still pending, from the last progress.
+    pub(super) fn arm_linger(&self, event_loop: &EventLoop) {
+        let (sent, fin_sent) = {
+            let state = self.state.borrow();
+            (state.bytes_sent(), state.is_fin_sent())
+        };
+        let mut timers = self.timers.borrow_mut();
+        let linger = &mut timers.get_or_insert_default().linger;
+        match linger {
+            Some(armed) if armed.fin_sent == fin_sent => return,
+            Some(armed) => {
+                event_loop.cancel(armed.timer);
+            }
+            None => {}
+        }
+        let place = self.place();
+        let timer = event_loop.run_after(self.context.limits.linger, move |event_loop| {
+            if let Some(resident) = event_loop.local::<Registry>().get(place) {
+                resident.core().linger_expired(event_loop);
+            }
+        });
+        *linger = Some(Linger { timer, sent, fin_sent });
+    }
+
+    fn linger_expired(&self, event_loop: &EventLoop) {
+        let linger = self.timers.borrow_mut().as_mut().and_then(|timers| timers.linger.take());
+        let state = self.state.borrow();
+        let lingers = state.lingers();
+        let progress =
+            linger.is_some_and(|armed| !armed.fin_sent && armed.sent != state.bytes_sent());
+        drop(state);
+        match (lingers, progress) {
+            (false, _) => {}
+            (true, true) => self.arm_linger(event_loop),
+            (true, false) => self.end(event_loop, CloseReason::LingerExpired),
+        }
+    }
+
+    pub(super) fn cancel_timers(&self, event_loop: &EventLoop) {
+        let Some(timers) = self.timers.take() else { return };
+        let of_program = timers.of_program.iter().map(|(_, timer)| *timer);
+        for timer in of_program.chain(timers.linger.map(|linger| linger.timer)) {
+            event_loop.cancel(timer);
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! Reaching a connection from outside its callbacks: from other threads, or later.
+//!
+//! What a handle asks for becomes a task of the connection's loop. On that loop's own thread it is
+//! done at once, but only while none of the connection's posted operations is on its way: all
+//! operations on a connection, from whichever thread, have one order, and no later one overtakes.
+
+use std::any::{Any, type_name};
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use ruduo_reactor::{EventLoop, LoopHandle};
+
+use super::core::Core;
+use super::output::{FileRange, Outgoing};
+use super::state::Refusal;
+use crate::registry::{Place, Registry};
+use crate::{Buffer, Connection, ConnectionId, Handler};
+
+/// Why something was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The connection is over, or the program has shut it down.
+    Closed,
+    /// The output limit does not allow it: the peer reads too slowly.
+    Full,
+}
+
+/// What can be asked of a connection.
+pub(super) enum Operation {
+    Send(Payload),
+    Shutdown,
+    Close,
+    Reset,
+    Pause,
+    Resume,
+}
+
+/// Bytes on their way to a connection.
+pub(super) enum Payload {
+    Buffer(Buffer),
+    Shared(Arc<[u8]>),
+    File(FileRange),
+}
+
+impl Payload {
+    /// Memory held until it arrives.
+    fn weight(&self) -> usize {
+        match self {
+            Payload::Buffer(buffer) => buffer.capacity(),
+            Payload::Shared(bytes) => bytes.len(),
+            Payload::File(_) => 0,
+        }
+    }
+
+    pub(super) fn with_outgoing<R>(self, f: impl FnOnce(Outgoing<'_>) -> R) -> R {
+        match self {
+            Payload::Buffer(mut buffer) => f(Outgoing::Buffer(&mut buffer)),
+            Payload::Shared(bytes) => f(Outgoing::Shared(bytes)),
+            Payload::File(range) => f(Outgoing::File(range)),
+        }
+    }
+}
+
+impl From<Outgoing<'_>> for Payload {
+    fn from(outgoing: Outgoing<'_>) -> Payload {
+        match outgoing {
+            Outgoing::Bytes(bytes) => Payload::Buffer(Buffer::from(bytes)),
+            Outgoing::Buffer(buffer) => Payload::Buffer(std::mem::take(buffer)),
+            Outgoing::Shared(bytes) => Payload::Shared(bytes),
+            Outgoing::File(range) => Payload::File(range),
+        }
+    }
+}
+
+/// What all handles of a connection and the connection itself know of posted operations.
+#[derive(Debug)]
+pub(super) struct Posted {
+    operations: AtomicUsize,
+    /// Memory of payloads on their way.
+    weight: AtomicUsize,
+    limit: usize,
+    closed: AtomicBool,
+}
+
+impl Posted {
+    pub(super) fn new(limit: usize, closed: bool) -> Posted {
+        Posted {
+            operations: AtomicUsize::new(0),
+            weight: AtomicUsize::new(0),
+            limit,
+            closed: AtomicBool::new(closed),
+        }
+    }
+
+    #[inline]
+    pub(super) fn has_outstanding(&self) -> bool {
+        // Whoever has learned of a posted operation, by a lock or a channel, sees it counted.
+        self.operations.load(Ordering::Acquire) > 0
+    }
+
+    /// The connection takes no more output.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+}
+
+/// Counts an operation as on its way until dropped: when it was carried out, or with the task if
+/// the loop refused it.
+struct Outstanding {
+    posted: Arc<Posted>,
+    weight: usize,
+}
+
+impl Outstanding {
+    fn new(posted: &Arc<Posted>, weight: usize) -> Outstanding {
+        posted.operations.fetch_add(1, Ordering::AcqRel);
+        posted.weight.fetch_add(weight, Ordering::Relaxed);
+        Outstanding { posted: posted.clone(), weight }
+    }
+}
+
+impl Drop for Outstanding {
+    fn drop(&mut self) {
+        self.posted.weight.fetch_sub(self.weight, Ordering::Relaxed);
+        self.posted.operations.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Reaches a connection from any thread. Cheap to clone; harmless after the connection's end.
+///
+/// Operations from one thread are carried out in order, and one that happens after another
+/// thread's comes after it. What they have no time to reach (the connection ends first) is
+/// dropped.
+#[derive(Clone)]
+pub struct ConnectionHandle {
+    event_loop: LoopHandle,
+    place: Place,
+    posted: Arc<Posted>,
+}
+
+impl ConnectionHandle {
+    pub(super) fn new(event_loop: &EventLoop, core: &Core) -> ConnectionHandle {
+        ConnectionHandle {
+            event_loop: event_loop.handle(),
+            place: core.place(),
+            posted: core.posted().clone(),
+        }
+    }
+
+    /// The connection's name.
+    #[must_use]
+    pub fn id(&self) -> ConnectionId {
+        self.place.id
+    }
+
+    /// The loop that serves it.
+    #[must_use]
+    pub fn event_loop(&self) -> &LoopHandle {
+        &self.event_loop
+    }
+
+    /// Whether the connection is over, as far as is known on this thread.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.posted.is_closed()
+    }
+
+    /// Sends a copy of `bytes`.
+    ///
+    /// # Errors
+    /// [`SendError::Closed`] if the connection or its loop is known to be over,
+    /// [`SendError::Full`] if what is on its way to the loop exceeds the output limit.
+    pub fn send(&self, bytes: impl AsRef<[u8]>) -> Result<(), SendError> {
+        self.submit(Operation::Send(Payload::Buffer(Buffer::from(bytes.as_ref()))))
+    }
+
+    /// Sends what is in `buffer`, without copying it.
+    ///
+    /// # Errors
+    /// As [`send`](ConnectionHandle::send).
+    pub fn send_buffer(&self, buffer: Buffer) -> Result<(), SendError> {
+        self.submit(Operation::Send(Payload::Buffer(buffer)))
+    }
+
+    /// Sends bytes that other connections send too, without copying them.
+    ///
+    /// # Errors
+    /// As [`send`](ConnectionHandle::send).
+    pub fn send_shared(&self, bytes: Arc<[u8]>) -> Result<(), SendError> {
+        self.submit(Operation::Send(Payload::Shared(bytes)))
+    }
+
+    /// See [`Connection::shutdown`].
+    ///
+    /// # Errors
+    /// [`SendError::Closed`], for this one and those below, if the connection or its loop is
+    /// known to be over.
+    pub fn shutdown(&self) -> Result<(), SendError> {
+        self.submit(Operation::Shutdown)
+    }
+
+    /// See [`Connection::close`].
+    ///
+    /// # Errors
+    /// As [`shutdown`](ConnectionHandle::shutdown).
+    pub fn close(&self) -> Result<(), SendError> {
+        self.submit(Operation::Close)
+    }
+
+    /// See [`Connection::reset`].
+    ///
+    /// # Errors
+    /// As [`shutdown`](ConnectionHandle::shutdown).
+    pub fn reset(&self) -> Result<(), SendError> {
+        self.submit(Operation::Reset)
+    }
+
+    /// See [`Connection::pause_reading`].
+    ///
+    /// # Errors
+    /// As [`shutdown`](ConnectionHandle::shutdown).
+    pub fn pause_reading(&self) -> Result<(), SendError> {
+        self.submit(Operation::Pause)
+    }
+
+    /// See [`Connection::resume_reading`].
+    ///
+    /// # Errors
+    /// As [`shutdown`](ConnectionHandle::shutdown).
+    pub fn resume_reading(&self) -> Result<(), SendError> {
+        self.submit(Operation::Resume)
+    }
+
+    /// Carries an operation out, or posts it.
+    pub(super) fn submit(&self, operation: Operation) -> Result<(), SendError> {
+        if self.posted.is_closed() {
+            return Err(SendError::Closed);
+        }
+        let operation = match self.at_once(operation) {
+            Ok(outcome) => return outcome,
+            Err(operation) => operation,
+        };
+        let weight = match &operation {
+            Operation::Send(payload) => payload.weight(),
+            _ => 0,
+        };
+        if self.posted.weight.load(Ordering::Relaxed).saturating_add(weight) > self.posted.limit {
+            return Err(SendError::Full);
+        }
+        let outstanding = Outstanding::new(&self.posted, weight);
+        let place = self.place;
+        let task = move |event_loop: &EventLoop| {
+            let resident = event_loop.local::<Registry>().get(place);
+            // From here on, what the connection itself does no longer has to queue.
+            drop(outstanding);
+            if let Some(resident) = resident {
+                resident.core().perform(event_loop, operation);
+            }
+        };
+        self.event_loop.post(task).map_err(|_| SendError::Closed)
+    }
+
+    /// On the loop's own thread, with nothing on its way: the direct path. Gives the operation
+    /// back otherwise.
+    fn at_once(&self, operation: Operation) -> Result<Result<(), SendError>, Operation> {
+        if self.posted.has_outstanding() {
+            return Err(operation);
+        }
+        let mut operation = Some(operation);
+        let outcome = self.event_loop.with_local(|event_loop| {
+            let resident = event_loop.local::<Registry>().get(self.place);
+            let (Some(resident), Some(operation)) = (resident, operation.take()) else {
+                return Err(SendError::Closed);
+            };
+            let core = resident.core();
+            match operation {
+                Operation::Send(payload) => {
+                    payload.with_outgoing(|outgoing| core.queue(event_loop, outgoing))?;
+                }
+                other => core.perform(event_loop, other),
+            }
+            Ok(())
+        });
+        match (outcome, operation) {
+            (Some(outcome), _) => Ok(outcome),
+            (None, Some(operation)) => Err(operation),
+            (None, None) => Ok(Err(SendError::Closed)),
+        }
+    }
+}
+
+/// Reaches a connection's handler of type `H` from any thread.
+///
+/// ```no_run
+/// use ruduo_net::{Buffer, Connection, Handler};
+///
+/// #[derive(Default)]
+/// struct Session { muted: bool }
+///
+/// impl Handler for Session {
+///     fn on_connect(&mut self, conn: &Connection) {
+///         let session = conn.handle_for::<Session>();
+///         std::thread::spawn(move || {
+///             // ... some slow look-up, and then, on the connection's loop:
+///             session.post(|session, conn| {
+///                 session.muted = true;
+///                 conn.send("you are muted\n");
+///             })
+///         });
+///     }
+///     fn on_message(&mut self, conn: &Connection, input: &mut Buffer) {
+///         if self.muted { input.clear() } else { conn.send_buffer(input) }
+///     }
+/// }
+/// ```
+pub struct HandlerHandle<H> {
+    handle: ConnectionHandle,
+    _handler: PhantomData<fn(H)>,
+}
+
+impl<H: Handler> HandlerHandle<H> {
+    pub(super) fn new(handle: ConnectionHandle) -> HandlerHandle<H> {
+        HandlerHandle { handle, _handler: PhantomData }
+    }
+
+    /// The connection itself.
+    #[must_use]
+    pub fn connection(&self) -> &ConnectionHandle {
+        &self.handle
+    }
+
+    /// Calls `f` with the handler and its connection, on the connection's loop, as one of its
+    /// callbacks: never inside another one, and a panic closes the connection. Dropped if the
+    /// connection ends first. If the handler is not an `H` the connection closes, and a line at
+    /// error level says so.
+    ///
+    /// # Errors
+    /// [`SendError::Closed`] if the connection or its loop is known to be over.
+    pub fn post(
+        &self,
+        f: impl FnOnce(&mut H, &Connection<'_>) + Send + 'static,
+    ) -> Result<(), SendError> {
+        if self.handle.posted.is_closed() {
+            return Err(SendError::Closed);
+        }
+        let outstanding = Outstanding::new(&self.handle.posted, 0);
+        let place = self.handle.place;
+        let call = move |handler: &mut dyn Any, conn: &Connection<'_>| {
+            if let Some(handler) = handler.downcast_mut::<H>() {
+                f(handler, conn);
+            } else {
+                let (id, wanted) = (conn.id(), type_name::<H>());
+                log::error!("handle_for: the handler of connection {id} is not a {wanted}");
+                conn.close();
+            }
+        };
+        let task = move |event_loop: &EventLoop| {
+            let resident = event_loop.local::<Registry>().get(place);
+            drop(outstanding);
+            if let Some(resident) = resident {
+                resident.call(event_loop, Box::new(call));
+            }
+        };
+        self.handle.event_loop.post(task).map_err(|_| SendError::Closed)
+    }
+}
+
+impl<H> Clone for HandlerHandle<H> {
+    fn clone(&self) -> HandlerHandle<H> {
+        HandlerHandle { handle: self.handle.clone(), _handler: PhantomData }
+    }
+}
+
+impl<H> fmt::Debug for HandlerHandle<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("HandlerHandle").field(&self.handle).finish()
+    }
+}
+
+impl fmt::Debug for ConnectionHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectionHandle").field("id", &self.place.id).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SendError::Closed => "sending on a connection that is over or shut down",
+            SendError::Full => "sending more than the output limit allows",
+        })
+    }
+}
+
+impl Error for SendError {}
+
+impl From<Refusal> for SendError {
+    fn from(refusal: Refusal) -> SendError {
+        match refusal {
+            Refusal::Closed => SendError::Closed,
+            Refusal::Full => SendError::Full,
+        }
+    }
+}
+
+impl From<SendError> for io::Error {
+    fn from(e: SendError) -> io::Error {
+        let kind = match e {
+            SendError::Closed => io::ErrorKind::NotConnected,
+            SendError::Full => io::ErrorKind::WouldBlock,
+        };
+        io::Error::new(kind, e)
+    }
+}

@@ -1,0 +1,253 @@
+//! A connection, in three rooms.
+//!
+//! - [`state`] is what is known and what is to be done next: plain data, all the rules.
+//! - [`endpoint`] moves the bytes and calls the handler, in the order of one event.
+//! - This file and [`handle`] are what the program sees: [`Connection`] inside callbacks,
+//!   [`ConnectionHandle`] everywhere else.
+//!
+//! [`core`] is what they all reach, [`output`] the bytes to be sent, [`reason`] how it ended.
+
+pub(crate) mod core;
+pub(crate) mod endpoint;
+mod handle;
+mod output;
+mod reason;
+mod state;
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::socket::{SockaddrStorage, getsockname};
+use ruduo_reactor::EventLoop;
+
+use self::core::Core;
+pub use self::handle::{ConnectionHandle, HandlerHandle, SendError};
+use self::handle::{Operation, Payload};
+use self::output::{FileRange, Outgoing};
+pub use self::reason::CloseReason;
+use crate::{Buffer, ConnectionId};
+
+/// One connection, as its callbacks see it.
+///
+/// It lives as long as the callback; to reach the connection from elsewhere take a
+/// [`handle`](Connection::handle). It never leaves its loop's thread:
+///
+/// ```compile_fail,E0277
+/// use ruduo_net::{Connection, TcpServer};
+/// use ruduo_reactor::EventLoop;
+///
+/// let event_loop = EventLoop::new()?;
+/// TcpServer::bind(&event_loop, "127.0.0.1:0")?
+///     .on_message(|conn: &Connection, _input| {
+///         std::thread::scope(|scope| {
+///             scope.spawn(|| conn.close()); // a Connection is not Sync
+///         });
+///     })
+///     .start()?;
+/// # std::io::Result::Ok(())
+/// ```
+///
+/// Nothing here writes to the socket. What a callback sends leaves in one system call right after
+/// it, or at the end of the loop's turn if the callback is not this connection's own.
+#[derive(Clone, Copy)]
+pub struct Connection<'l> {
+    event_loop: &'l EventLoop,
+    core: &'l Core,
+}
+
+impl<'l> Connection<'l> {
+    #[inline]
+    pub(crate) fn new(event_loop: &'l EventLoop, core: &'l Core) -> Connection<'l> {
+        Connection { event_loop, core }
+    }
+
+    /// Its name, unique in this process.
+    #[must_use]
+    pub fn id(&self) -> ConnectionId {
+        self.core.place().id
+    }
+
+    /// Where it comes from.
+    #[must_use]
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.core.peer()
+    }
+
+    /// Our end's address. Asks the kernel.
+    ///
+    /// # Errors
+    /// Those of getsockname(2).
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        let address = getsockname::<SockaddrStorage>(self.core.socket().as_raw_fd())?;
+        socket_addr(&address)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "not an IP socket"))
+    }
+
+    /// The loop that serves it.
+    #[must_use]
+    #[inline]
+    pub fn event_loop(&self) -> &'l EventLoop {
+        self.event_loop
+    }
+
+    /// Sends a copy of `bytes`, after everything sent before.
+    ///
+    /// Nothing to handle: if the program has shut down or closed the connection before, the bytes
+    /// are dropped, counted ([`ServerHandle::bytes_discarded`](crate::ServerHandle)) and logged at
+    /// debug level; if they exceed the output limit, the connection closes with
+    /// [`CloseReason::OutputFull`]. See [`try_send`](Connection::try_send) for an answer.
+    #[inline]
+    pub fn send(&self, bytes: impl AsRef<[u8]>) {
+        self.queue(Outgoing::Bytes(bytes.as_ref()));
+    }
+
+    /// Sends what is in `buffer` and leaves it empty. Does not copy: what is large, or alone,
+    /// moves with its storage.
+    #[inline]
+    pub fn send_buffer(&self, buffer: &mut Buffer) {
+        self.queue(Outgoing::Buffer(buffer));
+    }
+
+    /// Sends bytes that other connections send too: what is large is not copied.
+    pub fn send_shared(&self, bytes: Arc<[u8]>) {
+        self.queue(Outgoing::Shared(bytes));
+    }
+
+    /// Sends `len` bytes of `file` from `offset` on, without reading them into this process. If
+    /// the file turns out shorter, the connection closes with [`CloseReason::WriteFailed`].
+    pub fn send_file(&self, file: File, offset: u64, len: u64) {
+        self.queue(Outgoing::File(FileRange { file, offset, len }));
+    }
+
+    /// Like [`send`](Connection::send), but says when it can't, and then has no effect.
+    ///
+    /// # Errors
+    /// [`SendError::Closed`] after shutdown, close or failure; [`SendError::Full`] if the output
+    /// limit does not allow it.
+    pub fn try_send(&self, bytes: impl AsRef<[u8]>) -> Result<(), SendError> {
+        let bytes = bytes.as_ref();
+        if self.core.has_outstanding() {
+            return self.handle().send(bytes);
+        }
+        Ok(self.core.queue(self.event_loop, Outgoing::Bytes(bytes))?)
+    }
+
+    #[inline]
+    fn queue(&self, outgoing: Outgoing<'_>) {
+        if self.core.has_outstanding() {
+            // What other threads sent before this leaves before this.
+            self.in_order(Operation::Send(Payload::from(outgoing)));
+        } else {
+            self.core.queue_or_end(self.event_loop, outgoing);
+        }
+    }
+
+    /// Finishes: sends what is queued, then the end of our stream (FIN), goes on delivering what
+    /// the peer sends until it finishes too, and closes. A peer that does not is cut at the
+    /// linger deadline. What is sent after this is dropped.
+    pub fn shutdown(&self) {
+        self.in_order(Operation::Shutdown);
+    }
+
+    /// Closes now. Output not yet sent is dropped; unread input makes the kernel send a reset.
+    pub fn close(&self) {
+        self.core.perform(self.event_loop, Operation::Close);
+    }
+
+    /// Closes now, with a reset (RST) on purpose.
+    pub fn reset(&self) {
+        self.core.perform(self.event_loop, Operation::Reset);
+    }
+
+    /// Stops receiving, until [`resume_reading`](Connection::resume_reading) has been called as
+    /// many times. The kernel's buffers fill, and then the peer has to wait.
+    pub fn pause_reading(&self) {
+        self.core.perform(self.event_loop, Operation::Pause);
+    }
+
+    /// Ends one pause. Input that the handler left is delivered again, at the end of the turn.
+    pub fn resume_reading(&self) {
+        self.core.perform(self.event_loop, Operation::Resume);
+    }
+
+    /// Whether to go on with the input at hand. False when reading is paused, by the program or
+    /// because more output waits than the high-water mark allows, and when the connection ends:
+    /// then leave the rest, and it comes again.
+    #[must_use]
+    pub fn wants_input(&self) -> bool {
+        self.core.state.borrow().wants_input(&self.core.context.limits)
+    }
+
+    /// Bytes that wait to be handed to the kernel.
+    #[must_use]
+    pub fn pending_output(&self) -> usize {
+        self.core.state.borrow().pending_output()
+    }
+
+    /// Bytes received so far.
+    #[must_use]
+    pub fn bytes_received(&self) -> u64 {
+        self.core.state.borrow().bytes_received()
+    }
+
+    /// Bytes handed to the kernel so far.
+    #[must_use]
+    pub fn bytes_sent(&self) -> u64 {
+        self.core.state.borrow().bytes_sent()
+    }
+
+    /// Calls [`Handler::on_timer`](crate::Handler::on_timer) with `key` once `after` is over. A
+    /// timer with the same key that is still armed is replaced. All timers of a connection end
+    /// with it.
+    pub fn set_timer(&self, key: u64, after: Duration) {
+        self.core.set_timer(self.event_loop, key, after);
+    }
+
+    /// Disarms the timer `key`. Returns whether it was armed.
+    pub fn cancel_timer(&self, key: u64) -> bool {
+        self.core.cancel_timer(self.event_loop, key)
+    }
+
+    /// Reaches this connection from other threads, and from this one after the callback.
+    #[must_use]
+    pub fn handle(&self) -> ConnectionHandle {
+        ConnectionHandle::new(self.event_loop, self.core)
+    }
+
+    /// Reaches this connection's handler, whose type is `H` (or a `Box<dyn Handler>` with an `H`
+    /// in it).
+    #[must_use]
+    pub fn handle_for<H: crate::Handler>(&self) -> HandlerHandle<H> {
+        HandlerHandle::new(self.handle())
+    }
+
+    /// Performs an operation after those that handles have posted.
+    fn in_order(&self, operation: Operation) {
+        if !self.core.has_outstanding() {
+            self.core.perform(self.event_loop, operation);
+        } else if let Err(e) = self.handle().submit(operation) {
+            log::debug!("connection {}: {e}", self.id());
+        }
+    }
+}
+
+impl fmt::Debug for Connection<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("id", &self.id())
+            .field("peer", &self.peer_addr())
+            .finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn socket_addr(address: &SockaddrStorage) -> Option<SocketAddr> {
+    if let Some(v4) = address.as_sockaddr_in() {
+        return Some(std::net::SocketAddrV4::from(*v4).into());
+    }
+    address.as_sockaddr_in6().map(|v6| std::net::SocketAddrV6::from(*v6).into())
+}

@@ -1,0 +1,297 @@
+//! What a connection has yet to send.
+//!
+//! ```text
+//!    frozen segments, oldest first          tail, still growing
+//!   +----------+ +---------+ +-----------+ +--------------------+
+//!   |  buffer  | | shared  | |   file    | | small sends join   |
+//!   +----------+ +---------+ +-----------+ +--------------------+
+//!    ^ sent next
+//! ```
+//!
+//! Small pieces are copied to the end of the tail. A large one becomes a segment by moving a
+//! pointer, and freezes the tail before it. A handler that sends what it has received moves the
+//! very buffer the kernel wrote into: an echo copies nothing.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+use ruduo_reactor::sys::socket::MAX_SLICES;
+
+use crate::Buffer;
+use crate::lender::{Lender, SMALL};
+
+/// Something to send.
+#[derive(Debug)]
+pub(crate) enum Outgoing<'a> {
+    /// To be copied.
+    Bytes(&'a [u8]),
+    /// To be emptied; its storage may move here.
+    Buffer(&'a mut Buffer),
+    Shared(Arc<[u8]>),
+    File(FileRange),
+}
+
+/// Bytes of a file that are sent without reading them.
+#[derive(Debug)]
+pub(crate) struct FileRange {
+    pub(crate) file: File,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+}
+
+impl Outgoing<'_> {
+    /// Bytes that the peer will get.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Outgoing::Bytes(bytes) => bytes.len(),
+            Outgoing::Buffer(buffer) => buffer.len(),
+            Outgoing::Shared(bytes) => bytes.len(),
+            Outgoing::File(range) => clamp(range.len),
+        }
+    }
+
+    /// Bytes of memory that are held until they are sent.
+    fn weight(&self) -> usize {
+        match self {
+            Outgoing::File(_) => 0,
+            Outgoing::Buffer(buffer) => buffer.capacity(),
+            other => other.len(),
+        }
+    }
+}
+
+enum Segment {
+    Buffer(Buffer),
+    Shared { bytes: Arc<[u8]>, sent: usize },
+    File(Box<FileRange>),
+}
+
+impl Segment {
+    fn weight(&self) -> usize {
+        match self {
+            Segment::Buffer(buffer) => buffer.capacity(),
+            Segment::Shared { bytes, .. } => bytes.len(),
+            Segment::File(_) => 0,
+        }
+    }
+
+    /// The unsent bytes, of segments that are in memory.
+    fn bytes(&self) -> Option<&[u8]> {
+        match self {
+            Segment::Buffer(buffer) => Some(buffer.readable()),
+            Segment::Shared { bytes, sent } => Some(&bytes[*sent..]),
+            Segment::File(_) => None,
+        }
+    }
+}
+
+/// What to send next.
+#[expect(clippy::large_enum_variant, reason = "lives on the stack for one system call")]
+pub(crate) enum Next<'a> {
+    Bytes(&'a [u8]),
+    Slices([IoSlice<'a>; MAX_SLICES], usize),
+    File(&'a FileRange),
+}
+
+/// The output of one connection.
+#[derive(Default)]
+pub(crate) struct Output {
+    frozen: VecDeque<Segment>,
+    /// Memory held by `frozen`.
+    frozen_weight: usize,
+    tail: Buffer,
+    len: usize,
+}
+
+impl Output {
+    /// Bytes not yet sent.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Memory held, and what it would be with `more` queued. A small piece may be copied into
+    /// room that is there, so this is an upper bound.
+    pub(crate) fn weight_with(&self, more: &Outgoing<'_>) -> usize {
+        self.frozen_weight + self.tail.capacity() + more.weight()
+    }
+
+    /// Queues behind everything else. Below `SMALL` bytes copying is cheaper than one more segment.
+    #[inline]
+    pub(crate) fn push(&mut self, outgoing: Outgoing<'_>, lender: &Lender) {
+        let len = outgoing.len();
+        if len == 0 {
+            return;
+        }
+        match outgoing {
+            // The echo: nothing waits, so the buffer becomes the tail as it is.
+            Outgoing::Buffer(buffer) if self.len == 0 => {
+                self.replace_tail(std::mem::take(buffer), lender);
+            }
+            Outgoing::Buffer(buffer) if len >= SMALL => {
+                self.freeze_tail();
+                self.tail = std::mem::take(buffer);
+            }
+            Outgoing::Buffer(buffer) => {
+                self.copy(buffer.readable(), lender);
+                buffer.clear();
+            }
+            Outgoing::Bytes(bytes) => self.copy(bytes, lender),
+            Outgoing::Shared(bytes) if len < SMALL => self.copy(&bytes, lender),
+            Outgoing::Shared(bytes) => self.push_segment(Segment::Shared { bytes, sent: 0 }),
+            Outgoing::File(range) => self.push_segment(Segment::File(Box::new(range))),
+        }
+        self.len = self.len.saturating_add(len);
+    }
+
+    fn copy(&mut self, bytes: &[u8], lender: &Lender) {
+        if self.tail.writable_len() < bytes.len() {
+            // Growing would copy what is there; freezing does not.
+            self.freeze_tail();
+            self.tail = if bytes.len() <= lender.size() {
+                lender.lend()
+            } else {
+                Buffer::with_capacity(bytes.len())
+            };
+        }
+        self.tail.append(bytes);
+    }
+
+    fn push_segment(&mut self, segment: Segment) {
+        self.freeze_tail();
+        self.frozen_weight += segment.weight();
+        self.frozen.push_back(segment);
+    }
+
+    fn freeze_tail(&mut self) {
+        if !self.tail.is_empty() {
+            let segment = Segment::Buffer(std::mem::take(&mut self.tail));
+            self.frozen_weight += segment.weight();
+            self.frozen.push_back(segment);
+        }
+    }
+
+    #[inline]
+    fn replace_tail(&mut self, tail: Buffer, lender: &Lender) {
+        let old = std::mem::replace(&mut self.tail, tail);
+        if old.capacity() > 0 {
+            lender.give_back(old);
+        }
+    }
+
+    /// What one system call should send: one slice, several, or part of a file.
+    #[inline]
+    pub(crate) fn next(&self) -> Next<'_> {
+        if self.frozen.is_empty() {
+            return Next::Bytes(self.tail.readable());
+        }
+        self.next_of_several()
+    }
+
+    fn next_of_several(&self) -> Next<'_> {
+        if let Some(Segment::File(range)) = self.frozen.front() {
+            return Next::File(range);
+        }
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let mut count = 0;
+        let in_memory = self.frozen.iter().map_while(Segment::bytes);
+        // The tail follows if nothing on disk comes first.
+        let all = self.frozen.iter().all(|segment| !matches!(segment, Segment::File(_)));
+        let tail = all.then(|| self.tail.readable());
+        for bytes in in_memory.chain(tail).take(MAX_SLICES) {
+            slices[count] = IoSlice::new(bytes);
+            count += 1;
+        }
+        Next::Slices(slices, count)
+    }
+
+    /// Takes `n` bytes off the front, which have been sent.
+    #[inline]
+    pub(crate) fn advance(&mut self, n: usize, lender: &Lender) {
+        self.len -= n;
+        if self.frozen.is_empty() {
+            self.tail.consume(n);
+        } else {
+            self.advance_segments(n, lender);
+        }
+        if self.len == 0 {
+            self.replace_tail(Buffer::new(), lender);
+        }
+    }
+
+    fn advance_segments(&mut self, mut n: usize, lender: &Lender) {
+        while let Some(front) = self.frozen.front_mut() {
+            let done = match front {
+                Segment::Buffer(buffer) => take_up_to(&mut n, buffer.len(), |k| buffer.consume(k)),
+                Segment::Shared { bytes, sent } => {
+                    take_up_to(&mut n, bytes.len() - *sent, |k| *sent += k)
+                }
+                Segment::File(range) => take_up_to(&mut n, clamp(range.len), |k| {
+                    range.offset += k as u64;
+                    range.len -= k as u64;
+                }),
+            };
+            if !done {
+                return;
+            }
+            self.pop_front(lender);
+        }
+        self.tail.consume(n);
+    }
+
+    fn pop_front(&mut self, lender: &Lender) {
+        if let Some(segment) = self.frozen.pop_front() {
+            self.frozen_weight -= segment.weight();
+            if let Segment::Buffer(buffer) = segment {
+                lender.give_back(buffer);
+            }
+        }
+        if self.frozen.is_empty() {
+            // An idle connection holds no memory.
+            self.frozen = VecDeque::new();
+        }
+    }
+
+    /// Called when the rest has to wait for the peer.
+    pub(crate) fn trim(&mut self, lender: &Lender) {
+        if !self.tail.is_empty() {
+            self.tail = lender.trim(std::mem::take(&mut self.tail));
+        }
+    }
+
+    /// Drops everything; returns how many bytes that were.
+    pub(crate) fn clear(&mut self, lender: &Lender) -> usize {
+        while !self.frozen.is_empty() {
+            self.pop_front(lender);
+        }
+        self.replace_tail(Buffer::new(), lender);
+        std::mem::take(&mut self.len)
+    }
+}
+
+/// Gives `take` as much of `n` as it has; true if that was all it had.
+fn take_up_to(n: &mut usize, has: usize, take: impl FnOnce(usize)) -> bool {
+    let k = has.min(*n);
+    *n -= k;
+    take(k);
+    k == has
+}
+
+fn clamp(len: u64) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
+}
+
+/// The error of a file that ended before the bytes that were promised.
+pub(crate) fn file_too_short(range: &FileRange) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        format!("sending a file: it ends {} bytes before the range to send", range.len),
+    )
+}

@@ -1,0 +1,75 @@
+//! Why a connection ended.
+
+use std::fmt;
+use std::io;
+
+/// Why a connection ended; given to [`Handler::on_close`](crate::Handler::on_close).
+///
+/// The first thing that went wrong decides: a reset noticed while writing stays the reason,
+/// whatever later reads return.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// The peer closed first, all it sent was delivered and all output was handed to the kernel.
+    PeerClosed,
+    /// We shut down first, and the peer then closed. All bytes went both ways.
+    ShutDown,
+    /// The program called `close`. Output not yet sent was dropped.
+    Closed,
+    /// The program called `reset`.
+    Reset,
+    /// Receiving failed: the peer reset the connection, the network timed out, ...
+    ReadFailed(io::Error),
+    /// Sending failed. What the peer had sent before was still delivered.
+    WriteFailed(io::Error),
+    /// The handler left more input unconsumed than the limit (bytes) allows.
+    InputFull {
+        /// The input limit, in bytes.
+        limit: usize,
+    },
+    /// More output was queued than the limit (bytes) allows: the peer reads too slowly.
+    OutputFull {
+        /// The output limit, in bytes.
+        limit: usize,
+    },
+    /// After our side was done the peer did not finish in time.
+    LingerExpired,
+    /// The server was stopped and its deadline passed.
+    Stopped,
+    /// The event loop ended.
+    LoopEnded,
+    /// A callback of this connection panicked.
+    Panicked,
+}
+
+impl CloseReason {
+    /// Whether no byte was lost: all that the peer sent was given to the handler, and all that the
+    /// handler sent was handed to the kernel before the end of the stream.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        matches!(self, CloseReason::PeerClosed | CloseReason::ShutDown)
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CloseReason::PeerClosed => f.write_str("closed by the peer"),
+            CloseReason::ShutDown => f.write_str("shut down"),
+            CloseReason::Closed => f.write_str("closed by the program"),
+            CloseReason::Reset => f.write_str("reset by the program"),
+            CloseReason::ReadFailed(e) => write!(f, "receiving failed: {e}"),
+            CloseReason::WriteFailed(e) => write!(f, "sending failed: {e}"),
+            CloseReason::InputFull { limit } => {
+                write!(f, "more than {limit} bytes of input left unconsumed")
+            }
+            CloseReason::OutputFull { limit } => {
+                write!(f, "more than {limit} bytes of output waiting for the peer")
+            }
+            CloseReason::LingerExpired => f.write_str("the peer did not finish in time"),
+            CloseReason::Stopped => f.write_str("cut at the server's stop deadline"),
+            CloseReason::LoopEnded => f.write_str("the event loop ended"),
+            CloseReason::Panicked => f.write_str("a callback panicked"),
+        }
+    }
+}

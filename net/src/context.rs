@@ -1,0 +1,85 @@
+//! What the connections of one server on one loop have in common.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ruduo_reactor::EventLoop;
+
+use crate::lender::Lender;
+use crate::limits::Limits;
+use crate::registry::Registry;
+
+/// Each connection has one pointer to it.
+pub(crate) struct Context {
+    pub(crate) limits: Limits,
+    pub(crate) lender: Lender,
+    pub(crate) registry: Rc<Registry>,
+    pub(crate) counters: Arc<Counters>,
+    /// Called each time a connection has closed.
+    on_closed: Box<dyn Fn(&EventLoop)>,
+    open: Cell<usize>,
+    /// Called once, when no connection is left.
+    when_empty: RefCell<Option<Continuation>>,
+}
+
+type Continuation = Box<dyn FnOnce(&EventLoop)>;
+
+/// Bytes moved by one loop. Only that loop adds to them, so it needs no read-modify-write.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) received: AtomicU64,
+    pub(crate) sent: AtomicU64,
+    /// Sent by the program to connections it had shut or closed before.
+    pub(crate) discarded: AtomicU64,
+}
+
+/// Adds to a counter that no other thread writes to.
+#[inline]
+pub(crate) fn add(counter: &AtomicU64, n: usize) {
+    counter.store(counter.load(Ordering::Relaxed) + n as u64, Ordering::Relaxed);
+}
+
+impl Context {
+    pub(crate) fn new(
+        event_loop: &EventLoop,
+        limits: Limits,
+        counters: Arc<Counters>,
+        on_closed: impl Fn(&EventLoop) + 'static,
+    ) -> Context {
+        Context {
+            limits,
+            lender: Lender::new(limits.read_size),
+            registry: event_loop.local(),
+            counters,
+            on_closed: Box::new(on_closed),
+            open: Cell::new(0),
+            when_empty: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn opened(&self) {
+        self.open.set(self.open.get() + 1);
+    }
+
+    pub(crate) fn closed(&self, event_loop: &EventLoop) {
+        self.open.set(self.open.get() - 1);
+        (self.on_closed)(event_loop);
+        self.check_empty(event_loop);
+    }
+
+    /// Calls `f` when no connection is open; at once if none is.
+    pub(crate) fn when_empty(&self, event_loop: &EventLoop, f: impl FnOnce(&EventLoop) + 'static) {
+        self.when_empty.replace(Some(Box::new(f)));
+        self.check_empty(event_loop);
+    }
+
+    fn check_empty(&self, event_loop: &EventLoop) {
+        if self.open.get() == 0
+            && let Some(f) = self.when_empty.take()
+        {
+            f(event_loop);
+        }
+    }
+}

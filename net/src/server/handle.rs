@@ -1,0 +1,164 @@
+//! Reaching a server from anywhere.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use ruduo_reactor::{EventLoop, LoopHandle};
+
+use super::serving;
+use crate::context::Counters;
+
+/// Reaches a running server from any thread. Cheap to clone; dropping it changes nothing.
+#[derive(Clone)]
+pub struct ServerHandle {
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What a server's loops and its handles have in common.
+pub(super) struct Shared {
+    pub(super) id: u64,
+    pub(super) local_addr: SocketAddr,
+    pub(super) base: LoopHandle,
+    pub(super) open: AtomicUsize,
+    pub(super) accepted: AtomicU64,
+    pub(super) refused: AtomicU64,
+    pub(super) lost: AtomicU64,
+    /// One for each loop.
+    pub(super) counters: Vec<Arc<Counters>>,
+    ended: Mutex<bool>,
+    end: Condvar,
+}
+
+impl Shared {
+    pub(super) fn new(
+        local_addr: SocketAddr,
+        base: LoopHandle,
+        counters: Vec<Arc<Counters>>,
+    ) -> Shared {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        Shared {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            local_addr,
+            base,
+            open: AtomicUsize::new(0),
+            accepted: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+            counters,
+            ended: Mutex::new(false),
+            end: Condvar::new(),
+        }
+    }
+
+    /// The server has ended: wakes all who wait for it.
+    pub(super) fn set_ended(&self) {
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.end.notify_all();
+    }
+}
+
+impl ServerHandle {
+    /// Where the server listens: the real port, also after binding port 0.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.shared.local_addr
+    }
+
+    /// Stops the server gracefully: it listens no more, the handlers are told
+    /// ([`Handler::on_stopping`](crate::Handler::on_stopping)), and connections that are still
+    /// open after `deadline` are cut ([`CloseReason::Stopped`](crate::CloseReason)).
+    ///
+    /// Never blocks; from any thread and any callback. Stopping again sets one more deadline, of
+    /// which the earliest counts: `Duration::ZERO` cuts now. The event loop goes on.
+    pub fn stop(&self, deadline: Duration) {
+        let id = self.shared.id;
+        // A loop that has ended has ended its servers.
+        let _ = self.shared.base.post(move |event_loop| serving::stop(event_loop, id, deadline));
+    }
+
+    /// Blocks until the server has ended: stopped, with all its connections closed and its own
+    /// threads gone; or its loop ended.
+    ///
+    /// # Errors
+    /// On a thread that has an event loop, which would wait for itself.
+    pub fn wait(&self) -> io::Result<()> {
+        if EventLoop::exists_on_this_thread() {
+            return Err(io::Error::other(
+                "waiting for a server's end on a thread with an event loop: the loop would stand \
+                 still; wait on another thread",
+            ));
+        }
+        let mut ended = self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*ended {
+            ended = self.shared.end.wait(ended).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+
+    /// Whether the server has ended.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        *self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Connections open now, those on their way to a loop included.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.shared.open.load(Ordering::Relaxed)
+    }
+
+    /// Connections accepted so far, refused ones not included.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        self.shared.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Connections closed as soon as accepted: beyond
+    /// [`max_connections`](crate::TcpServer::max_connections), or for want of descriptors.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.shared.refused.load(Ordering::Relaxed)
+    }
+
+    /// Connections closed because no loop could take them.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.shared.lost.load(Ordering::Relaxed)
+    }
+
+    /// Bytes received so far, by all connections.
+    #[must_use]
+    pub fn bytes_received(&self) -> u64 {
+        self.sum(|counters| &counters.received)
+    }
+
+    /// Bytes handed to the kernel so far, by all connections.
+    #[must_use]
+    pub fn bytes_sent(&self) -> u64 {
+        self.sum(|counters| &counters.sent)
+    }
+
+    /// Bytes that the program sent to connections it had shut down or closed before, or beyond
+    /// the output limit; they were dropped.
+    #[must_use]
+    pub fn bytes_discarded(&self) -> u64 {
+        self.sum(|counters| &counters.discarded)
+    }
+
+    fn sum(&self, which: impl Fn(&Counters) -> &AtomicU64) -> u64 {
+        self.shared.counters.iter().map(|counters| which(counters).load(Ordering::Relaxed)).sum()
+    }
+}
+
+impl fmt::Debug for ServerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerHandle")
+            .field("local_addr", &self.local_addr())
+            .field("connections", &self.connections())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,65 @@
+//! How a connection's bytes get to the kernel and back.
+
+use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
+
+use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
+use ruduo_reactor::sys::socket;
+
+/// What moves the bytes of a connection. An endpoint is compiled for each transport, so the plain
+/// one costs nothing.
+pub(crate) trait Transport: 'static {
+    /// Receives into the spare room of `bytes`, which there is. 0 is the end of the stream.
+    fn recv(&self, socket: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> io::Result<usize>;
+    fn send(&self, socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize>;
+    fn send_slices(&self, socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+    fn send_file(
+        &self,
+        socket: BorrowedFd<'_>,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        count: usize,
+    ) -> io::Result<usize>;
+    /// Sends the end of our stream.
+    fn shutdown(&self, socket: BorrowedFd<'_>) -> io::Result<()>;
+}
+
+/// The bytes as they are.
+pub(crate) struct Plain;
+
+impl Transport for Plain {
+    #[inline]
+    fn recv(&self, socket: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> io::Result<usize> {
+        socket::recv(socket, bytes)
+    }
+
+    #[inline]
+    fn send(&self, socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+        socket::send(socket, bytes)
+    }
+
+    fn send_slices(&self, socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        socket::send_slices(socket, slices)
+    }
+
+    fn send_file(
+        &self,
+        socket: BorrowedFd<'_>,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        count: usize,
+    ) -> io::Result<usize> {
+        socket::send_file(socket, file, offset, count)
+    }
+
+    fn shutdown(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        use std::os::fd::AsRawFd;
+        Ok(shutdown(socket.as_raw_fd(), Shutdown::Write)?)
+    }
+}
+
+/// Makes the coming close send a reset instead of an orderly end.
+pub(crate) fn reset_on_close(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+    Ok(setsockopt(&socket, sockopt::Linger, &linger)?)
+}

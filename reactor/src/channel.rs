@@ -1,0 +1,230 @@
+//! What a loop owns for each registered descriptor.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
+
+use slab::Slab;
+
+use crate::EventLoop;
+use crate::poller::{Event, Interest, Mode};
+use crate::token::Token;
+
+/// A descriptor and what is to happen when it is ready.
+///
+/// Give it to [`EventLoop::register`], which returns the [`Token`] to change or end the
+/// registration with.
+///
+/// ```
+/// use ruduo_reactor::{Channel, EventLoop, Interest};
+/// use std::io::{Read, Write};
+/// use std::os::unix::net::UnixStream;
+///
+/// let event_loop = EventLoop::new()?;
+/// let (mut near, far) = UnixStream::pair()?;
+/// event_loop.register(Channel::new(far, Interest::READ, |event_loop, mut far, event| {
+///     let mut bytes = [0; 16];
+///     let n = far.read(&mut bytes).unwrap_or(0);
+///     println!("got {:?}", &bytes[..n]);
+///     event_loop.deregister(event.token);
+///     event_loop.quit();
+/// }))?;
+/// near.write_all(b"hello")?;
+/// event_loop.run()?;
+/// # std::io::Result::Ok(())
+/// ```
+pub struct Channel {
+    pub(crate) source: Rc<dyn Source>,
+    pub(crate) interest: Interest,
+    pub(crate) mode: Mode,
+}
+
+/// A descriptor that handles its own events: what a [`Channel`] holds.
+///
+/// All methods are called on the loop's thread, never nested, and with nothing of the loop
+/// borrowed, so they may use it freely. A panic in one of them is caught.
+pub trait Source: 'static {
+    /// The descriptor. The same one for as long as the source is registered.
+    fn as_fd(&self) -> BorrowedFd<'_>;
+
+    /// The descriptor is ready.
+    fn on_event(&self, event_loop: &EventLoop, event: Event);
+
+    /// The end of a turn for which [`EventLoop::at_turn_end`] was called.
+    fn on_turn_end(&self, event_loop: &EventLoop, token: Token) {
+        let _ = (event_loop, token);
+    }
+
+    /// One of the other methods panicked. By default the registration ends.
+    fn on_panic(&self, event_loop: &EventLoop, token: Token) {
+        event_loop.deregister(token);
+    }
+
+    /// The loop ends while the source is registered; it is deregistered right after.
+    fn on_loop_end(&self, event_loop: &EventLoop, token: Token) {
+        let _ = (event_loop, token);
+    }
+}
+
+impl Channel {
+    /// A level-triggered channel: `handler` is called with the loop, the source and the event.
+    pub fn new<S, F>(source: S, interest: Interest, handler: F) -> Channel
+    where
+        S: AsFd + 'static,
+        F: FnMut(&EventLoop, &S, Event) + 'static,
+    {
+        let handler = RefCell::new(handler);
+        Channel::from_source(Rc::new(WithHandler { source, handler }), interest)
+    }
+
+    /// A level-triggered channel whose source handles its own events.
+    pub fn from_source(source: Rc<dyn Source>, interest: Interest) -> Channel {
+        Channel { source, interest, mode: Mode::Level }
+    }
+
+    /// The same channel in another mode.
+    #[must_use]
+    pub fn mode(self, mode: Mode) -> Channel {
+        Channel { mode, ..self }
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel")
+            .field("fd", &self.source.as_fd())
+            .field("interest", &self.interest)
+            .field("mode", &self.mode)
+            .finish()
+    }
+}
+
+struct WithHandler<S, F> {
+    source: S,
+    handler: RefCell<F>,
+}
+
+impl<S, F> Source for WithHandler<S, F>
+where
+    S: AsFd + 'static,
+    F: FnMut(&EventLoop, &S, Event) + 'static,
+{
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.source.as_fd()
+    }
+
+    fn on_event(&self, event_loop: &EventLoop, event: Event) {
+        // Only the loop calls this, and never nested.
+        (self.handler.borrow_mut())(event_loop, &self.source, event);
+    }
+}
+
+/// The channels of a loop, found by token.
+#[derive(Default)]
+pub(crate) struct Channels {
+    slab: RefCell<Slab<Entry>>,
+    registrations: Cell<u32>,
+}
+
+struct Entry {
+    source: Rc<dyn Source>,
+    generation: u32,
+    settings: Settings,
+}
+
+/// How a channel stands with the poller.
+#[derive(Clone, Copy)]
+pub(crate) struct Settings {
+    pub(crate) interest: Interest,
+    pub(crate) mode: Mode,
+    /// Whether the poller watches it.
+    pub(crate) watched: bool,
+}
+
+impl Channels {
+    /// Enters a channel that the poller does not watch yet.
+    pub(crate) fn insert(&self, channel: Channel) -> Token {
+        let generation = self.registrations.get().wrapping_add(1);
+        self.registrations.set(generation);
+        let Channel { source, interest, mode } = channel;
+        let settings = Settings { interest, mode, watched: false };
+        let index = self.slab.borrow_mut().insert(Entry { source, generation, settings });
+        Token::new(generation, index)
+    }
+
+    /// Takes a channel out. The caller drops it when nothing is borrowed.
+    pub(crate) fn remove(&self, token: Token) -> Option<(Rc<dyn Source>, Settings)> {
+        let mut slab = self.slab.borrow_mut();
+        slab.get(token.index()).filter(|entry| entry.generation == token.generation())?;
+        let entry = slab.remove(token.index());
+        Some((entry.source, entry.settings))
+    }
+
+    /// The source, kept alive by the caller's `Rc` whatever its handler does.
+    #[inline]
+    pub(crate) fn get(&self, token: Token) -> Option<(Rc<dyn Source>, Settings)> {
+        let slab = self.slab.borrow();
+        let entry = slab.get(token.index())?;
+        (entry.generation == token.generation()).then(|| (Rc::clone(&entry.source), entry.settings))
+    }
+
+    pub(crate) fn set(&self, token: Token, settings: Settings) {
+        if let Some(entry) = self.slab.borrow_mut().get_mut(token.index())
+            && entry.generation == token.generation()
+        {
+            entry.settings = settings;
+        }
+    }
+
+    pub(crate) fn tokens(&self) -> Vec<Token> {
+        self.slab.borrow().iter().map(|(index, e)| Token::new(e.generation, index)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::fd::OwnedFd;
+
+    fn channel() -> Channel {
+        let (fd, _): (OwnedFd, OwnedFd) = nix::unistd::pipe().unwrap();
+        Channel::new(fd, Interest::READ, |_, _, _| {})
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever is inserted and removed in whatever order: a token finds its own channel
+        /// while that lives, and nothing ever after, although places are used again.
+        #[test]
+        fn a_token_finds_its_own_channel_or_nothing(
+            steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 1..80),
+        ) {
+            let channels = Channels::default();
+            let mut alive: Vec<(Token, Rc<dyn Source>)> = Vec::new();
+            let mut dead = Vec::new();
+            for (insert, which) in steps {
+                if insert || alive.is_empty() {
+                    let channel = channel();
+                    let source = channel.source.clone();
+                    alive.push((channels.insert(channel), source));
+                } else {
+                    let (token, _) = alive.swap_remove(which.index(alive.len()));
+                    prop_assert!(channels.remove(token).is_some());
+                    dead.push(token);
+                }
+                for (token, source) in &alive {
+                    let (found, _) = channels.get(*token).unwrap();
+                    prop_assert!(Rc::ptr_eq(&found, source));
+                }
+                for token in &dead {
+                    prop_assert!(channels.get(*token).is_none());
+                    prop_assert!(channels.remove(*token).is_none());
+                }
+                prop_assert_eq!(channels.tokens().len(), alive.len());
+            }
+        }
+    }
+}

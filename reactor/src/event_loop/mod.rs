@@ -1,0 +1,460 @@
+//! The event loop: one per thread, owner of all that happens there.
+//!
+//! This file is the loop as its users see it; [`turn`] is what it does when it runs.
+
+mod turn;
+
+use std::any::{Any, TypeId};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::channel::{Channel, Channels, Settings, Source};
+use crate::handle::{LoopHandle, PostError, Task};
+use crate::isolation::PanicPolicy;
+use crate::poller::{Interest, Poller, PollerKind};
+use crate::signals::{self, SignalId, Signals};
+use crate::sys;
+use crate::timer::{Timer, TimerId, TimerQueue, nanos};
+use crate::token::Token;
+use crate::waker::WakerKind;
+
+thread_local! {
+    static HAS_LOOP: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The token of a loop's own waker; no registration gets it.
+const WAKER: Token = Token(u64::MAX);
+
+/// Waits for events and calls what is to be done about them, one thing at a time.
+///
+/// A thread has at most one loop, and a loop never leaves its thread. Everything called by a loop
+/// gets `&EventLoop` and may use all of it; nothing is ever called from inside another callback.
+/// Other threads reach a loop by its [`LoopHandle`].
+///
+/// ```
+/// use ruduo_reactor::EventLoop;
+/// use std::time::Duration;
+///
+/// let event_loop = EventLoop::new()?;
+/// event_loop.run_after(Duration::from_millis(1), |event_loop| {
+///     println!("a millisecond later");
+///     event_loop.quit();
+/// });
+/// event_loop.run()?;
+/// # std::io::Result::Ok(())
+/// ```
+pub struct EventLoop {
+    poller: Poller,
+    handle: LoopHandle,
+    channels: Channels,
+    timers: TimerQueue,
+    /// Tasks in the order they were posted or deferred, from whichever thread.
+    tasks: RefCell<VecDeque<LocalTask>>,
+    /// Lent to the inbox, which swaps its tasks in.
+    incoming: RefCell<Vec<Task>>,
+    /// Sources that want to be called at the end of the turn.
+    at_turn_end: RefCell<Vec<Token>>,
+    /// User values that are out of use. Their `Drop` is user code, so it runs when nothing is
+    /// borrowed, at the end of the turn.
+    graveyard: RefCell<Vec<Dead>>,
+    signals: Signals,
+    /// One value a type, for libraries on top; see [`EventLoop::local`].
+    locals: RefCell<Vec<(TypeId, Rc<dyn Any>)>>,
+    phase: Cell<Phase>,
+    quit: Cell<bool>,
+    origin: Instant,
+    /// The time of this turn, once somebody has asked for it.
+    now: Cell<Option<Instant>>,
+    turns: Cell<u64>,
+    panics: Cell<u64>,
+    panic_policy: PanicPolicy,
+    /// Neither `Send` nor `Sync`.
+    _thread: PhantomData<*const ()>,
+}
+
+type LocalTask = Box<dyn FnOnce(&EventLoop)>;
+
+/// A value that only waits to be dropped.
+#[expect(dead_code, reason = "held for their Drop")]
+enum Dead {
+    Source(Rc<dyn Source>),
+    Timer(Timer),
+    Task(LocalTask),
+    Signal(signals::Callback),
+    Local(Rc<dyn Any>),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Made, not yet run.
+    New,
+    Running,
+    /// Everything is being dropped, or has been.
+    Ended,
+}
+
+/// How to make an [`EventLoop`]. Can be cloned and sent, so that a pool makes all its loops alike.
+#[derive(Clone, Debug, Default)]
+#[must_use = "call build"]
+pub struct EventLoopBuilder {
+    poller: PollerKind,
+    waker: WakerKind,
+    panic_policy: PanicPolicy,
+}
+
+impl EventLoopBuilder {
+    /// Which kernel interface to wait with.
+    pub fn poller(self, poller: PollerKind) -> EventLoopBuilder {
+        EventLoopBuilder { poller, ..self }
+    }
+
+    /// What other threads wake the loop with.
+    pub fn waker(self, waker: WakerKind) -> EventLoopBuilder {
+        EventLoopBuilder { waker, ..self }
+    }
+
+    /// What happens when a callback panics.
+    pub fn panic_policy(self, panic_policy: PanicPolicy) -> EventLoopBuilder {
+        EventLoopBuilder { panic_policy, ..self }
+    }
+
+    /// Makes the loop.
+    ///
+    /// # Errors
+    /// As [`EventLoop::new`].
+    pub fn build(self) -> io::Result<EventLoop> {
+        if HAS_LOOP.get() {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "making an event loop: this thread already has one; drop it first or use another \
+                 thread (see LoopThread)",
+            ));
+        }
+        let context = |e: io::Error| io::Error::new(e.kind(), format!("making an event loop: {e}"));
+        let poller = Poller::with_kind(self.poller).map_err(context)?;
+        let waker = poller.waker(WAKER, self.waker).map_err(context)?;
+        HAS_LOOP.set(true);
+        Ok(EventLoop {
+            poller,
+            handle: LoopHandle::new(waker),
+            channels: Channels::default(),
+            timers: TimerQueue::new(),
+            tasks: RefCell::default(),
+            incoming: RefCell::default(),
+            at_turn_end: RefCell::default(),
+            graveyard: RefCell::default(),
+            signals: Signals::default(),
+            locals: RefCell::default(),
+            phase: Cell::new(Phase::New),
+            quit: Cell::new(false),
+            origin: Instant::now(),
+            now: Cell::new(None),
+            turns: Cell::new(0),
+            panics: Cell::new(0),
+            panic_policy: self.panic_policy,
+            _thread: PhantomData,
+        })
+    }
+}
+
+impl EventLoop {
+    /// A loop with the platform's best poller and waker, for the calling thread.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if the thread has a live loop; the kernel's, for want of descriptors or
+    /// memory.
+    pub fn new() -> io::Result<EventLoop> {
+        EventLoop::builder().build()
+    }
+
+    /// A loop with other settings.
+    pub fn builder() -> EventLoopBuilder {
+        EventLoopBuilder::default()
+    }
+
+    /// Whether the calling thread has a live loop, running or not. Blocking there would stop it.
+    #[must_use]
+    pub fn exists_on_this_thread() -> bool {
+        HAS_LOOP.get()
+    }
+
+    /// The way in for other threads.
+    #[must_use]
+    pub fn handle(&self) -> LoopHandle {
+        self.handle.clone()
+    }
+
+    pub(crate) fn is(&self, handle: &LoopHandle) -> bool {
+        self.handle == *handle
+    }
+
+    /// Makes [`EventLoop::run`] return. Called before `run`, it makes that return at once; it is
+    /// never lost.
+    ///
+    /// Quitting is prompt, not graceful: the current phase of the turn finishes, tasks posted so
+    /// far run, later ones are refused, and every source still registered is told (connections
+    /// get their close callback) and dropped.
+    pub fn quit(&self) {
+        self.quit.set(true);
+    }
+
+    /// Runs `task` on this loop after all that was posted or deferred before it: still in this
+    /// turn if the turn's tasks have not begun, in the next otherwise. Like
+    /// [`LoopHandle::post`] for values that are not `Send`.
+    ///
+    /// While the loop ends there is no next turn: then the task is dropped, and a line at debug
+    /// level says so.
+    pub fn defer(&self, task: impl FnOnce(&EventLoop) + 'static) {
+        let task: LocalTask = Box::new(task);
+        if self.phase.get() == Phase::Ended {
+            log::debug!("a task deferred to a loop that has ended is dropped");
+            return;
+        }
+        // What other threads posted earlier runs earlier.
+        self.collect_incoming();
+        self.tasks.borrow_mut().push_back(task);
+    }
+
+    /// Starts watching a channel's descriptor.
+    ///
+    /// # Errors
+    /// Those of [`Poller::add`]; the channel is then dropped. An error also if the loop has ended
+    /// or belongs to the parent of this forked process.
+    pub fn register(&self, channel: Channel) -> io::Result<Token> {
+        if let Err(e) = self.check_alive() {
+            self.bury(Dead::Source(channel.source));
+            return Err(e);
+        }
+        let Channel { interest, mode, .. } = channel;
+        let source = Rc::clone(&channel.source);
+        let token = self.channels.insert(channel);
+        match self.poller.add(source.as_fd(), token, interest, mode) {
+            Ok(()) => {
+                self.channels.set(token, Settings { interest, mode, watched: true });
+                Ok(token)
+            }
+            Err(e) => {
+                self.channels.remove(token);
+                self.bury(Dead::Source(source));
+                Err(io::Error::new(e.kind(), format!("watching a descriptor: {e}")))
+            }
+        }
+    }
+
+    /// Changes what a channel waits for, and re-arms it if it is one-shot. Costs a system call
+    /// only if something changes.
+    ///
+    /// With [`Interest::NONE`] the channel still learns of an error or hang-up, once: a peer that
+    /// goes away while nobody reads is noticed, but does not make the loop spin.
+    ///
+    /// # Errors
+    /// `NotFound` if the token's channel is gone; the kernel's limits.
+    pub fn set_interest(&self, token: Token, interest: Interest) -> io::Result<()> {
+        let (source, settings) = self.channels.get(token).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, "setting the interest of a removed channel")
+        })?;
+        let Settings { mode, watched, .. } = settings;
+        let unchanged = interest == settings.interest && mode != crate::Mode::OneShot;
+        if watched && unchanged {
+            return Ok(());
+        }
+        self.check_alive()?;
+        let result = if watched {
+            self.poller.modify(source.as_fd(), token, interest, mode)
+        } else {
+            self.poller.add(source.as_fd(), token, interest, mode)
+        };
+        result.map_err(|e| io::Error::new(e.kind(), format!("setting an interest: {e}")))?;
+        self.channels.set(token, Settings { interest, mode, watched: true });
+        Ok(())
+    }
+
+    /// Ends a registration: no event for it will be delivered any more, also none of the batch
+    /// in progress. The source is dropped, and so closed, at the end of the turn. Returns whether
+    /// there was such a registration.
+    pub fn deregister(&self, token: Token) -> bool {
+        let Some((source, settings)) = self.channels.remove(token) else { return false };
+        if settings.watched {
+            self.unwatch(&*source);
+        }
+        self.bury(Dead::Source(source));
+        true
+    }
+
+    fn unwatch(&self, source: &dyn Source) {
+        if self.handle.shared().is_forked() {
+            // The epoll instance is shared with the parent: this would end the parent's watch.
+            return;
+        }
+        if let Err(e) = self.poller.delete(source.as_fd()) {
+            // Somebody closed the descriptor behind our back. Nothing is watched then.
+            log::debug!("deregistering a descriptor: {e}");
+        }
+    }
+
+    /// Has [`Source::on_turn_end`] called at the end of this turn; when called during that phase,
+    /// at the end of the next turn, which then does not wait.
+    pub fn at_turn_end(&self, token: Token) {
+        self.at_turn_end.borrow_mut().push(token);
+    }
+
+    /// Calls `f` at `deadline`, never earlier. One that is in the past is due at once: when timers
+    /// run next, which is never inside the callback that asks for it.
+    pub fn run_at(&self, deadline: Instant, f: impl FnOnce(&EventLoop) + 'static) -> TimerId {
+        let deadline = nanos(deadline.saturating_duration_since(self.origin));
+        self.add_timer(deadline, Timer::Once(Box::new(f)))
+    }
+
+    /// Calls `f` once `delay` is over, counted from this call; never earlier. `Duration::ZERO` is
+    /// when timers run next, never inside the callback that asks for it. Delays of centuries are
+    /// fine.
+    ///
+    /// The clock is monotonic: setting the time of day changes nothing. Timers are kept in ticks
+    /// of 65.5 µs, rounded up; those of one tick run in the order of their deadlines.
+    pub fn run_after(&self, delay: Duration, f: impl FnOnce(&EventLoop) + 'static) -> TimerId {
+        // No clock is read for "at once": the loop's beginning is past enough.
+        let deadline = if delay.is_zero() { 0 } else { self.clock().saturating_add(nanos(delay)) };
+        self.add_timer(deadline, Timer::Once(Box::new(f)))
+    }
+
+    /// Calls `f` every `period`, first one period from now. It keeps its phase: a callback that
+    /// comes late does not move the next ones, and ticks that were missed are skipped. A period
+    /// of zero means as often as possible, once a turn.
+    pub fn run_every(&self, period: Duration, f: impl FnMut(&EventLoop) + 'static) -> TimerId {
+        let period = nanos(period).max(1);
+        let deadline = self.clock().saturating_add(period);
+        self.add_timer(deadline, Timer::Every { period, callback: Box::new(f) })
+    }
+
+    fn add_timer(&self, deadline: u64, timer: Timer) -> TimerId {
+        let id = self.timers.add(deadline, timer);
+        if self.phase.get() == Phase::Ended {
+            self.cancel(id);
+        }
+        id
+    }
+
+    /// Disarms a timer; also one that is due in the batch being run, and the one that is running.
+    /// Returns whether it was still armed; cancelling twice is harmless.
+    pub fn cancel(&self, id: TimerId) -> bool {
+        let Some(timer) = self.timers.cancel(id) else { return false };
+        self.bury(Dead::Timer(timer));
+        true
+    }
+
+    /// Calls `f` on the loop when the process gets `signal`. The signal's previous action comes
+    /// back by [`EventLoop::remove_signal`] or when the loop ends.
+    ///
+    /// Several functions can be set for one signal, on one loop of the process. Signals that come
+    /// in quick succession may be seen as one, as the kernel itself does.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if another loop of the process handles this signal, `InvalidInput` for
+    /// signals that can't be caught (KILL, STOP).
+    pub fn on_signal(
+        &self,
+        signal: Signal,
+        f: impl FnMut(&EventLoop, Signal) + 'static,
+    ) -> io::Result<SignalId> {
+        self.check_alive()?;
+        self.signals.add(signal, Box::new(f), &self.handle.shared().waker)
+    }
+
+    /// Ends what [`EventLoop::on_signal`] began. Returns whether it was still in force.
+    pub fn remove_signal(&self, id: SignalId) -> bool {
+        let Some(handler) = self.signals.remove(id) else { return false };
+        if let Some(handler) = handler {
+            self.bury(Dead::Signal(handler));
+        }
+        true
+    }
+
+    /// The loop's own value of type `T`, made when it is first asked for and dropped with the
+    /// loop: state that all users of a library on this loop share.
+    pub fn local<T: Default + 'static>(&self) -> Rc<T> {
+        let find = || {
+            let locals = self.locals.borrow();
+            locals.iter().find(|(id, _)| *id == TypeId::of::<T>()).map(|(_, value)| value.clone())
+        };
+        let value = find().unwrap_or_else(|| {
+            let value: Rc<dyn Any> = Rc::new(T::default());
+            self.locals.borrow_mut().push((TypeId::of::<T>(), value.clone()));
+            value
+        });
+        value.downcast().unwrap_or_else(|_| unreachable!("found by its type"))
+    }
+
+    /// The time at which this turn began to run callbacks: good enough for time stamps and
+    /// cheaper than the clock, which it reads at most once a turn.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.now.get().unwrap_or_else(|| {
+            let now = Instant::now();
+            self.now.set(Some(now));
+            now
+        })
+    }
+
+    /// How many turns have begun.
+    #[must_use]
+    pub fn turns(&self) -> u64 {
+        self.turns.get()
+    }
+
+    /// How many panics were caught in callbacks, tasks, timers and drops.
+    #[must_use]
+    pub fn panics(&self) -> u64 {
+        self.panics.get()
+    }
+
+    pub(crate) fn count_panic(&self) {
+        self.panics.set(self.panics.get() + 1);
+    }
+
+    pub(crate) fn panic_policy(&self) -> PanicPolicy {
+        self.panic_policy
+    }
+
+    /// Nanoseconds since the loop was made, by the clock.
+    fn clock(&self) -> u64 {
+        nanos(self.origin.elapsed())
+    }
+
+    fn bury(&self, dead: Dead) {
+        self.graveyard.borrow_mut().push(dead);
+    }
+
+    fn check_alive(&self) -> io::Result<()> {
+        if self.handle.shared().is_forked() {
+            return Err(PostError::Forked.into());
+        }
+        if self.phase.get() == Phase::Ended {
+            return Err(PostError::Ended.into());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for EventLoop {
+    /// A loop that never ran ends here, with all that its end brings.
+    fn drop(&mut self) {
+        sys::current::enter(self, || self.end());
+        HAS_LOOP.set(false);
+    }
+}
+
+impl fmt::Debug for EventLoop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventLoop")
+            .field("poller", &self.poller)
+            .field("turns", &self.turns.get())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,374 @@
+//! One turn of the loop, and the end of it all.
+//!
+//! ```text
+//!   wait ──▶ I/O events ──▶ timers due ──▶ tasks ──▶ end of turn ──┐
+//!    ▲       kernel's       by deadline    in order   flush, drop   │
+//!    └──────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! The wait lasts until the next timer's deadline, and not at all if tasks are left or a source
+//! asked for the end of a turn. Each phase works off what was there when it began; what callbacks
+//! add comes later, so none of them can keep the others waiting for ever.
+//!
+//! No cell of the loop is borrowed while user code runs: a phase takes one thing out, lets go of
+//! the cell, and calls. User code hides in `Drop` too, so values are dropped in that manner, at
+//! the end of the turn.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::{Dead, EventLoop, Phase, WAKER};
+use crate::handle::PostError;
+use crate::poller::{Event, Events, Ready};
+use crate::timer::Timer;
+
+/// Events taken from the kernel at a time.
+const MAX_EVENTS: usize = 1024;
+
+/// A turn runs at most this many tasks, for at most this long. The rest comes first in the next.
+const MAX_TASKS: usize = 10_000;
+const MAX_TASK_TIME: Duration = Duration::from_millis(5);
+
+/// Memory that one burst has needed is given back if it is more than this many elements.
+const KEEP_CAPACITY: usize = 1024;
+
+impl EventLoop {
+    /// Runs until somebody calls [`quit`](EventLoop::quit).
+    ///
+    /// A loop runs once. When it returns, every source, timer and task has been dropped, and
+    /// handles refuse posts.
+    ///
+    /// # Errors
+    /// When called inside `run`, a second time, or in a forked child; otherwise what waiting
+    /// says, which no correct program meets.
+    pub fn run(&self) -> io::Result<()> {
+        let misuse = |why| Err(io::Error::other(format!("running an event loop: {why}")));
+        match self.phase.get() {
+            _ if self.handle.shared().is_forked() => return Err(PostError::Forked.into()),
+            Phase::Running => return misuse("it is running already, and this is inside it"),
+            Phase::Ended => return misuse("it has ended, and a loop runs once"),
+            Phase::New => self.phase.set(Phase::Running),
+        }
+        crate::sys::current::enter(self, || {
+            let outcome = self.turn_until_quit();
+            self.end();
+            outcome
+        })
+    }
+
+    fn turn_until_quit(&self) -> io::Result<()> {
+        let mut events = Events::with_capacity(MAX_EVENTS);
+        // A handle's quit arrives with the tasks; one from before `run` is here already.
+        self.collect_incoming();
+        while !self.quit.get() {
+            self.wait(&mut events)?;
+            for phase in [Self::dispatch, Self::fire_timers, Self::run_tasks, Self::end_turn] {
+                phase(self, &events);
+                if self.quit.get() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&self, events: &mut Events) -> io::Result<()> {
+        let shared = self.handle.shared();
+        if shared.is_forked() {
+            return Err(PostError::Forked.into());
+        }
+        let timeout = self.timeout();
+        if timeout == Some(Duration::ZERO) {
+            self.poller.wait(events, timeout)?;
+        } else if shared.inbox.fall_asleep() {
+            let outcome = self.poller.wait(events, timeout);
+            shared.inbox.wake_up();
+            outcome?;
+        } else {
+            self.poller.wait(events, Some(Duration::ZERO))?;
+        }
+        self.now.set(None);
+        self.turns.set(self.turns.get() + 1);
+        Ok(())
+    }
+
+    /// How long the wait may last. Timers are the only reason to wake up by time, so a loop
+    /// without them sleeps until something happens.
+    fn timeout(&self) -> Option<Duration> {
+        if !self.tasks.borrow().is_empty() || !self.at_turn_end.borrow().is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let expiry = self.timers.next_expiry()?;
+        Some(Duration::from_nanos(expiry.saturating_sub(self.clock())))
+    }
+
+    /// The batch of events, in the kernel's order.
+    fn dispatch(&self, events: &Events) {
+        let next = Cell::new(0);
+        let deliver_next = || {
+            let Some(event) = events.get(next.get()) else { return false };
+            next.set(next.get() + 1);
+            self.deliver(event);
+            true
+        };
+        self.each("the handler of an event", deliver_next, || {
+            if let Some(culprit) = events.get(next.get() - 1) {
+                self.tell_of_panic(culprit.token);
+            }
+        });
+    }
+
+    #[inline]
+    fn deliver(&self, event: Event) {
+        if event.token == WAKER {
+            self.handle.shared().waker.acknowledge();
+            self.signals.look();
+            return;
+        }
+        // Nobody there: it was removed earlier in this batch.
+        let Some((source, mut settings)) = self.channels.get(event.token) else { return };
+        let unasked = Ready::ERROR | Ready::HANGUP;
+        let wanted = Ready::from_bits_retain(settings.interest.bits()) | unasked;
+        let ready = event.ready & wanted;
+        if ready.is_empty() {
+            // Its interest changed earlier in this batch.
+            return;
+        }
+        if settings.interest.is_empty() {
+            // An error or hang-up nobody waits for would be reported by every wait from now on.
+            self.unwatch(&*source);
+            settings.watched = false;
+            self.channels.set(event.token, settings);
+        }
+        source.on_event(self, Event { ready, ..event });
+    }
+
+    /// Timers whose deadline is over.
+    fn fire_timers(&self, _: &Events) {
+        if self.timers.is_empty() {
+            return;
+        }
+        // After the I/O callbacks the time of the turn may be old.
+        let now = self.clock();
+        let due = self.timers.begin_batch(now);
+        let next = Cell::new(0);
+        let fire_next = || {
+            let Some(id) = due.get(next.get()).copied() else { return false };
+            next.set(next.get() + 1);
+            match self.timers.start(id) {
+                None | Some(Timer::Running) => {}
+                Some(Timer::Once(callback)) => callback(self),
+                Some(Timer::Every { period, mut callback }) => {
+                    callback(self);
+                    let timer = Timer::Every { period, callback };
+                    if let Err(cancelled) = self.timers.finish(id, timer, self.clock()) {
+                        self.bury(Dead::Timer(cancelled));
+                    }
+                }
+            }
+            true
+        };
+        self.each("a timer", fire_next, || {
+            if let Some(culprit) = due.get(next.get() - 1) {
+                self.cancel(*culprit);
+            }
+        });
+        self.timers.end_batch(due);
+    }
+
+    /// Signals, then tasks: those that are there now, within bounds of number and time.
+    fn run_tasks(&self, _: &Events) {
+        self.call_signal_handlers();
+        self.collect_incoming();
+        let batch = self.tasks.borrow().len().min(MAX_TASKS);
+        // A single task needs no clock.
+        let clock = RefCell::new((batch > 1).then(TaskClock::start));
+        self.run_batch(batch, || clock.borrow_mut().as_mut().is_some_and(TaskClock::has_time));
+        let mut tasks = self.tasks.borrow_mut();
+        if tasks.is_empty() {
+            tasks.shrink_to(KEEP_CAPACITY);
+        }
+    }
+
+    /// Runs the first `count` tasks, asking before each but the first whether to go on.
+    fn run_batch(&self, count: usize, go_on: impl Fn() -> bool) {
+        let done = Cell::new(0);
+        let run_next = || {
+            if done.get() == count || (done.get() > 0 && !go_on()) {
+                return false;
+            }
+            done.set(done.get() + 1);
+            let task = self.tasks.borrow_mut().pop_front();
+            let Some(task) = task else { return false };
+            task(self);
+            true
+        };
+        self.each("a task", run_next, || {});
+    }
+
+    fn call_signal_handlers(&self) {
+        let arrived = self.signals.take_arrived();
+        let next = Cell::new(0);
+        let call_next = || {
+            let Some(id) = arrived.get(next.get()).copied() else { return false };
+            next.set(next.get() + 1);
+            if let Some((signal, mut handler)) = self.signals.start(id) {
+                handler(self, signal);
+                if let Err(removed) = self.signals.finish(id, handler) {
+                    self.bury(Dead::Signal(removed));
+                }
+            }
+            true
+        };
+        self.each("a signal handler", call_next, || {
+            if let Some(culprit) = arrived.get(next.get() - 1) {
+                self.remove_signal(*culprit);
+            }
+        });
+    }
+
+    /// Moves what other threads have posted behind the tasks that are here already.
+    pub(super) fn collect_incoming(&self) {
+        let inbox = &self.handle.shared().inbox;
+        if !inbox.is_pending() {
+            return;
+        }
+        let mut incoming = self.incoming.borrow_mut();
+        if inbox.take(&mut incoming) {
+            self.quit.set(true);
+        }
+        self.tasks.borrow_mut().extend(incoming.drain(..).map(|task| task as super::LocalTask));
+        incoming.shrink_to(KEEP_CAPACITY);
+    }
+
+    /// Sources that asked for it, then the dead.
+    fn end_turn(&self, _: &Events) {
+        self.call_turn_ends();
+        self.drop_dead();
+    }
+
+    fn call_turn_ends(&self) {
+        if self.at_turn_end.borrow().is_empty() {
+            return;
+        }
+        let mut tokens = self.at_turn_end.take();
+        let next = Cell::new(0);
+        let call_next = || {
+            let Some(token) = tokens.get(next.get()).copied() else { return false };
+            next.set(next.get() + 1);
+            if let Some((source, _)) = self.channels.get(token) {
+                source.on_turn_end(self, token);
+            }
+            true
+        };
+        self.each("the handler of an end of turn", call_next, || {
+            if let Some(culprit) = tokens.get(next.get() - 1) {
+                self.tell_of_panic(*culprit);
+            }
+        });
+        // Keep the memory for the next turn, unless this phase has begun a new list.
+        tokens.clear();
+        tokens.shrink_to(KEEP_CAPACITY);
+        let mut list = self.at_turn_end.borrow_mut();
+        if list.is_empty() {
+            *list = tokens;
+        }
+    }
+
+    fn drop_dead(&self) {
+        if self.graveyard.borrow().is_empty() {
+            return;
+        }
+        let drop_next = || {
+            let dead = self.graveyard.borrow_mut().pop();
+            dead.is_some()
+        };
+        self.each("the drop of a value", drop_next, || {});
+        self.graveyard.borrow_mut().shrink_to(KEEP_CAPACITY);
+    }
+
+    fn tell_of_panic(&self, token: crate::Token) {
+        if let Some((source, _)) = self.channels.get(token)
+            && self.isolate("on_panic", || source.on_panic(self, token)).is_err()
+        {
+            self.deregister(token);
+        }
+    }
+
+    /// Takes steps until one returns false. A panic ends only the step it happens in;
+    /// `after_panic` cleans up after it.
+    fn each(&self, what: &str, step: impl Fn() -> bool, after_panic: impl Fn()) {
+        while self.isolate(what, || while step() {}).is_err() {
+            after_panic();
+        }
+    }
+
+    /// Lets go of everything: of a loop that has run, and of one that never did.
+    pub(super) fn end(&self) {
+        if self.phase.get() == Phase::Ended || self.handle.shared().is_forked() {
+            return;
+        }
+        // From here on posts are refused; what was accepted runs.
+        let last = self.handle.shared().close();
+        self.tasks.borrow_mut().extend(last.into_iter().map(|task| task as super::LocalTask));
+        let count = self.tasks.borrow().len();
+        self.run_batch(count, || true);
+        self.end_turn(&Events::with_capacity(0));
+
+        self.phase.set(Phase::Ended);
+        for token in self.channels.tokens() {
+            if let Some((source, _)) = self.channels.get(token) {
+                let end = || source.on_loop_end(self, token);
+                if self.isolate("the handler of a loop's end", end).is_err() {
+                    self.tell_of_panic(token);
+                }
+            }
+            self.deregister(token);
+        }
+        self.bury_the_rest();
+        self.drop_dead();
+    }
+
+    fn bury_the_rest(&self) {
+        let tasks = self.tasks.take();
+        if !tasks.is_empty() {
+            log::debug!("{} tasks deferred by the last ones of a loop are dropped", tasks.len());
+        }
+        let mut graveyard = self.graveyard.borrow_mut();
+        graveyard.extend(tasks.into_iter().map(Dead::Task));
+        graveyard.extend(self.timers.clear().map(Dead::Timer));
+        graveyard.extend(self.signals.clear().map(Dead::Signal));
+        graveyard.extend(self.locals.take().into_iter().map(|(_, value)| Dead::Local(value)));
+    }
+}
+
+/// Tells when the tasks of a turn have had their time. Reading the clock costs as much as a small
+/// task, so it is read after 1, 2, 4, ... 64 tasks as long as they are quick.
+struct TaskClock {
+    start: Instant,
+    last: Instant,
+    stride: u32,
+    until_look: u32,
+}
+
+impl TaskClock {
+    fn start() -> TaskClock {
+        let now = Instant::now();
+        TaskClock { start: now, last: now, stride: 1, until_look: 1 }
+    }
+
+    /// To be asked after each task.
+    fn has_time(&mut self) -> bool {
+        self.until_look -= 1;
+        if self.until_look > 0 {
+            return true;
+        }
+        let now = Instant::now();
+        let quick = now - self.last < MAX_TASK_TIME / 16;
+        self.stride = if quick { (self.stride * 2).min(64) } else { 1 };
+        self.until_look = self.stride;
+        self.last = now;
+        now - self.start < MAX_TASK_TIME
+    }
+}

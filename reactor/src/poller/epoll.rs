@@ -1,0 +1,90 @@
+//! The epoll(7) backend.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use super::{Backend, Event, Interest, Mode, Ready};
+use crate::sys::epoll::{self, Op};
+use crate::token::Token;
+use crate::waker::{Waker, WakerKind};
+
+pub(super) struct Epoll {
+    epoll: epoll::Epoll,
+    /// Where the kernel writes. Its events are packed and mean the same as ours, but `u64` and
+    /// flags of epoll do not belong into an interface that poll and kqueue share.
+    raw: RefCell<Vec<libc::epoll_event>>,
+}
+
+impl Backend for Epoll {
+    fn new() -> io::Result<Epoll> {
+        Ok(Epoll { epoll: epoll::Epoll::new()?, raw: RefCell::default() })
+    }
+
+    fn add(
+        &self,
+        fd: BorrowedFd<'_>,
+        token: Token,
+        interest: Interest,
+        mode: Mode,
+    ) -> io::Result<()> {
+        self.epoll.ctl(Op::Add, fd, flags(interest, mode), token.0)
+    }
+
+    fn modify(
+        &self,
+        fd: BorrowedFd<'_>,
+        token: Token,
+        interest: Interest,
+        mode: Mode,
+    ) -> io::Result<()> {
+        self.epoll.ctl(Op::Modify, fd, flags(interest, mode), token.0)
+    }
+
+    fn delete(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        self.epoll.ctl(Op::Delete, fd, 0, 0)
+    }
+
+    fn wait(&self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<()> {
+        let mut raw = self.raw.borrow_mut();
+        raw.clear();
+        raw.reserve_exact(events.capacity());
+        self.epoll.wait(&mut raw, timeout)?;
+        events.clear();
+        events.extend(raw.iter().map(|event| Event {
+            token: Token(event.u64),
+            // Interest and readiness share their bits with epoll; others are never asked for.
+            ready: Ready::from_bits_truncate(event.events as u8),
+        }));
+        Ok(())
+    }
+
+    /// An eventfd is watched edge-triggered: each write is an edge of its own, so it need not be
+    /// read between wakeups, which saves a system call each. Pipes and socket pairs are watched
+    /// level-triggered and drained.
+    fn waker(&self, token: Token, kind: WakerKind) -> io::Result<Waker> {
+        let waker = Waker::new(kind)?;
+        let mode = if waker.needs_drain() { Mode::Level } else { Mode::Edge };
+        self.add(waker.as_fd(), token, Interest::READ, mode)?;
+        Ok(waker)
+    }
+}
+
+fn flags(interest: Interest, mode: Mode) -> u32 {
+    let mode = match mode {
+        Mode::Level => 0,
+        Mode::Edge => libc::EPOLLET,
+        Mode::OneShot => libc::EPOLLONESHOT,
+    };
+    u32::from(interest.bits()) | mode as u32
+}
+
+const _: () = {
+    assert!(Interest::READ.bits() as i32 == libc::EPOLLIN);
+    assert!(Interest::WRITE.bits() as i32 == libc::EPOLLOUT);
+    assert!(Ready::READ.bits() as i32 == libc::EPOLLIN);
+    assert!(Ready::WRITE.bits() as i32 == libc::EPOLLOUT);
+    assert!(Ready::ERROR.bits() as i32 == libc::EPOLLERR);
+    assert!(Ready::HANGUP.bits() as i32 == libc::EPOLLHUP);
+};

@@ -1,0 +1,107 @@
+//! Functions that a loop calls when the process gets a signal.
+//!
+//! The kernel's handler (in `sys::signal`) only sets a flag and wakes the loop, which looks at the
+//! flags here and calls the functions in its task phase, where they may do anything.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+
+use nix::sys::signal::Signal;
+
+use crate::EventLoop;
+use crate::sys::signal::Installed;
+use crate::waker::Waker;
+
+/// Names one function set by [`EventLoop::on_signal`]. Dropping it does nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SignalId(u64);
+
+pub(crate) type Callback = Box<dyn FnMut(&EventLoop, Signal)>;
+
+#[derive(Default)]
+pub(crate) struct Signals {
+    installed: RefCell<Vec<(Signal, Installed)>>,
+    handlers: RefCell<Vec<Handler>>,
+    next_id: Cell<u64>,
+    /// The waker was used, perhaps by a signal.
+    look: Cell<bool>,
+}
+
+struct Handler {
+    id: SignalId,
+    signal: Signal,
+    /// `None` while it runs.
+    callback: Option<Callback>,
+}
+
+impl Signals {
+    pub(crate) fn add(
+        &self,
+        signal: Signal,
+        callback: Callback,
+        waker: &Waker,
+    ) -> io::Result<SignalId> {
+        let mut installed = self.installed.borrow_mut();
+        if !installed.iter().any(|(known, _)| *known == signal) {
+            let new = Installed::new(signal as i32, waker.write_end())
+                .map_err(|e| io::Error::new(e.kind(), format!("handling {signal}: {e}")))?;
+            installed.push((signal, new));
+        }
+        let id = SignalId(self.next_id.replace(self.next_id.get() + 1));
+        self.handlers.borrow_mut().push(Handler { id, signal, callback: Some(callback) });
+        Ok(id)
+    }
+
+    /// Takes a function out, with its callback unless that is running. The last one of a signal
+    /// brings the previous action back.
+    pub(crate) fn remove(&self, id: SignalId) -> Option<Option<Callback>> {
+        let mut handlers = self.handlers.borrow_mut();
+        let index = handlers.iter().position(|handler| handler.id == id)?;
+        let Handler { signal, callback, .. } = handlers.remove(index);
+        if !handlers.iter().any(|other| other.signal == signal) {
+            self.installed.borrow_mut().retain(|(known, _)| *known != signal);
+        }
+        Some(callback)
+    }
+
+    /// Notes that a signal may have come.
+    pub(crate) fn look(&self) {
+        self.look.set(true);
+    }
+
+    /// The functions to call now.
+    pub(crate) fn take_arrived(&self) -> Vec<SignalId> {
+        if !self.look.replace(false) {
+            return Vec::new();
+        }
+        let installed = self.installed.borrow();
+        let arrived: Vec<Signal> =
+            installed.iter().filter(|(_, flag)| flag.take()).map(|(signal, _)| *signal).collect();
+        let handlers = self.handlers.borrow();
+        handlers.iter().filter(|h| arrived.contains(&h.signal)).map(|h| h.id).collect()
+    }
+
+    pub(crate) fn start(&self, id: SignalId) -> Option<(Signal, Callback)> {
+        let mut handlers = self.handlers.borrow_mut();
+        let handler = handlers.iter_mut().find(|handler| handler.id == id)?;
+        Some((handler.signal, handler.callback.take()?))
+    }
+
+    /// Puts a function back after its call, or returns it if it was removed meanwhile.
+    pub(crate) fn finish(&self, id: SignalId, callback: Callback) -> Result<(), Callback> {
+        let mut handlers = self.handlers.borrow_mut();
+        match handlers.iter_mut().find(|handler| handler.id == id) {
+            Some(handler) => {
+                handler.callback = Some(callback);
+                Ok(())
+            }
+            None => Err(callback),
+        }
+    }
+
+    /// Brings all previous actions back and empties itself.
+    pub(crate) fn clear(&self) -> impl Iterator<Item = Callback> + use<> {
+        self.installed.take();
+        self.handlers.take().into_iter().filter_map(|handler| handler.callback)
+    }
+}

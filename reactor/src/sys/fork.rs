@@ -1,0 +1,35 @@
+//! Which side of a fork(2) we are on.
+//!
+//! A forked child shares its parent's epoll instance: a loop that went on in the child would
+//! change what the parent waits for. So a loop remembers the fork generation it was made in and
+//! refuses to work in a later one. `pthread_atfork` counts for us, which costs nothing per turn;
+//! asking `getpid` would be a system call each time.
+
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// The number of forks between the start of the first program and this process. The first call
+/// begins the count.
+///
+/// Children made by a bare `clone` or `vfork` system call are not counted: POSIX allows them
+/// nothing but `exec`.
+pub(crate) fn generation() -> u32 {
+    static WATCH: Once = Once::new();
+    WATCH.call_once(|| {
+        // SAFETY: the handler only adds to an atomic, which is allowed in a forked child. A
+        // failure (ENOMEM) leaves forks uncounted, as they would be without this file.
+        let _ = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+    });
+    GENERATION.load(Ordering::Relaxed)
+}
+
+/// The same for those who know that the count has begun: one load.
+pub(crate) fn current_generation() -> u32 {
+    GENERATION.load(Ordering::Relaxed)
+}
+
+extern "C" fn in_child() {
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+}

@@ -1,0 +1,25 @@
+//! The kernel, one file per interface: every `unsafe` of the library stands in this folder.
+//!
+//! What leaves it is safe to call with any arguments: descriptors are borrowed or owned types,
+//! memory is a slice or the spare room of a `Vec`. Where `nix` is safe and enough the rest of the
+//! crate uses that; what is here is what nix lacks or makes awkward (`epoll_pwait2`, `accept4`
+//! with the peer's address, receiving without zero-filling, signal handlers).
+
+pub(crate) mod current;
+#[cfg(target_os = "linux")]
+pub(crate) mod epoll;
+pub(crate) mod fork;
+pub(crate) mod signal;
+pub mod socket;
+
+use std::io;
+
+/// Turns the `-1` of a system call into the error in `errno`.
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// The same for calls that return a number of bytes.
+fn check_len(result: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}

@@ -1,0 +1,154 @@
+//! Sockets, as the layer above the reactor needs them: safe functions on descriptors.
+//!
+//! `EINTR` is retried here, once for all callers: on a non-blocking descriptor the call is short,
+//! and no caller could do anything else.
+
+use std::io::{self, IoSlice};
+use std::mem::{self, MaybeUninit};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use super::check_len;
+
+/// The most slices that [`send_slices`] takes. More would need a longer array on the stack for a
+/// case that the kernel's own socket buffer bounds anyway.
+pub const MAX_SLICES: usize = 16;
+
+/// Accepts one connection: a non-blocking, close-on-exec socket, and where it comes from.
+///
+/// # Errors
+/// Those of accept(2), `WouldBlock` when nobody waits.
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketAddr)> {
+    let mut storage = MaybeUninit::<libc::sockaddr_storage>::zeroed();
+    let mut len = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    // SAFETY: address and length are valid for writing, the length says how much room there is.
+    let fd = retry(|| unsafe {
+        libc::accept4(
+            listener.as_raw_fd(),
+            storage.as_mut_ptr().cast(),
+            &raw mut len,
+            libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+        ) as libc::ssize_t
+    })?;
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) };
+    // SAFETY: the storage was zeroed, which is a valid sockaddr_storage, before the kernel wrote.
+    let storage = unsafe { storage.assume_init() };
+    Ok((fd, address(&storage)))
+}
+
+/// Receives into the spare room of `bytes` and lengthens it by what came. The room is not zeroed
+/// first. Returns the number of bytes; 0 means end of file.
+///
+/// # Errors
+/// Those of recv(2). `InvalidInput` if there is no room, for a receive of length 0 would return 0
+/// and look like the end of the stream.
+#[inline]
+pub fn recv(socket: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> io::Result<usize> {
+    let room = bytes.spare_capacity_mut();
+    if room.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "receive into a full buffer"));
+    }
+    let (start, len) = (room.as_mut_ptr(), room.len());
+    // SAFETY: the pointer is valid for writing `len` bytes.
+    let n = retry(|| unsafe { libc::recv(socket.as_raw_fd(), start.cast(), len, 0) })?;
+    // SAFETY: the kernel has initialised the first `n` bytes of the spare room.
+    unsafe { bytes.set_len(bytes.len() + n) };
+    Ok(n)
+}
+
+/// Sends from `bytes` and returns how many were taken. Never raises SIGPIPE: a closed peer is the
+/// error `BrokenPipe`, whatever the process does with that signal.
+///
+/// # Errors
+/// Those of send(2).
+#[inline]
+pub fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: the pointer is valid for reading `len` bytes.
+    retry(|| unsafe {
+        libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL)
+    })
+}
+
+/// Sends several slices, one after the other, in one call. At most [`MAX_SLICES`] are looked at.
+///
+/// # Errors
+/// Those of sendmsg(2).
+pub fn send_slices(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    // SAFETY: all-zero is a valid msghdr: no address, no control data, no slices.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    // IoSlice has the layout of iovec (std guarantees it); sendmsg only reads through it.
+    message.msg_iov = slices.as_ptr().cast_mut().cast();
+    message.msg_iovlen = slices.len().min(MAX_SLICES) as _;
+    // SAFETY: the header points to slices that outlive the call.
+    retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) })
+}
+
+/// Sends up to `count` bytes of `file` from `offset` on, without bringing them to user space, and
+/// returns how many went. `Ok(0)` means that the file is shorter than `offset`.
+///
+/// sendfile(2) has no `MSG_NOSIGNAL`, so SIGPIPE is held back on this thread during the call and
+/// taken away if the call raised it.
+///
+/// # Errors
+/// Those of sendfile(2).
+#[cfg(target_os = "linux")]
+pub fn send_file(
+    socket: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+    offset: u64,
+    count: usize,
+) -> io::Result<usize> {
+    use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+
+    let mut offset = libc::off_t::try_from(offset)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "file offset over 2^63"))?;
+    let mut pipe = SigSet::empty();
+    pipe.add(Signal::SIGPIPE);
+    let mut mask = SigSet::empty();
+    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&pipe), Some(&mut mask))?;
+    // SAFETY: the offset is valid for reading and writing.
+    let sent = retry(|| unsafe {
+        libc::sendfile(socket.as_raw_fd(), file.as_raw_fd(), &raw mut offset, count)
+    });
+    let raised = sent.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::BrokenPipe);
+    if raised && !mask.contains(Signal::SIGPIPE) {
+        let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: set and timespec are valid; no information about the signal is asked for.
+        unsafe { libc::sigtimedwait(pipe.as_ref(), std::ptr::null_mut(), &raw const now) };
+    }
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
+    sent
+}
+
+/// Repeats a call while it is interrupted by signals.
+#[inline]
+fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
+    loop {
+        match check_len(call()) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+/// The socket address in what the kernel wrote. Families without one (Unix) read as `0.0.0.0:0`.
+fn address(storage: &libc::sockaddr_storage) -> SocketAddr {
+    match libc::c_int::from(storage.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: the family says that the kernel wrote a sockaddr_in, which fits and is
+            // aligned in a sockaddr_storage.
+            let v4 = unsafe { &*(&raw const *storage).cast::<libc::sockaddr_in>() };
+            let ip = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
+            SocketAddrV4::new(ip, u16::from_be(v4.sin_port)).into()
+        }
+        libc::AF_INET6 => {
+            // SAFETY: as above, for sockaddr_in6.
+            let v6 = unsafe { &*(&raw const *storage).cast::<libc::sockaddr_in6>() };
+            let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
+            let port = u16::from_be(v6.sin6_port);
+            SocketAddrV6::new(ip, port, v6.sin6_flowinfo, v6.sin6_scope_id).into()
+        }
+        _ => SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0).into(),
+    }
+}

@@ -1,0 +1,108 @@
+//! Calling functions later.
+//!
+//! The queue holds functions; [`wheel`] knows which are due. The loop asks
+//! [`TimerQueue::next_expiry`] how long it may wait, so no timer costs a system call of its own,
+//! and after the wait runs what is due.
+
+pub(crate) mod wheel;
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use crate::EventLoop;
+pub use wheel::TimerId;
+use wheel::Wheel;
+
+/// What a timer calls.
+pub(crate) enum Timer {
+    Once(Box<dyn FnOnce(&EventLoop)>),
+    Every {
+        /// Nanoseconds, at least one.
+        period: u64,
+        callback: Box<dyn FnMut(&EventLoop)>,
+    },
+    /// The callback of a periodic timer is running: it is out of the wheel, for no cell may be
+    /// borrowed while user code runs.
+    Running,
+}
+
+/// The timers of a loop. Times are nanoseconds since the loop was made.
+pub(crate) struct TimerQueue {
+    wheel: RefCell<Wheel<Timer>>,
+    /// Timers due in this turn; kept from turn to turn for its memory.
+    due: RefCell<Vec<TimerId>>,
+}
+
+impl TimerQueue {
+    pub(crate) fn new() -> TimerQueue {
+        TimerQueue { wheel: RefCell::new(Wheel::new()), due: RefCell::default() }
+    }
+
+    pub(crate) fn add(&self, deadline: u64, timer: Timer) -> TimerId {
+        self.wheel.borrow_mut().insert(deadline, timer)
+    }
+
+    /// Disarms a timer. The caller drops what it called when nothing is borrowed.
+    pub(crate) fn cancel(&self, id: TimerId) -> Option<Timer> {
+        self.wheel.borrow_mut().remove(id)
+    }
+
+    /// When the next timer is due.
+    pub(crate) fn next_expiry(&self) -> Option<u64> {
+        self.wheel.borrow().next_expiry()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.wheel.borrow().is_empty()
+    }
+
+    /// Begins a batch: all timers due at `now`, in the order of their deadlines. Run each with
+    /// [`TimerQueue::start`] and hand the list back with [`TimerQueue::end_batch`].
+    pub(crate) fn begin_batch(&self, now: u64) -> Vec<TimerId> {
+        let mut due = self.due.take();
+        self.wheel.borrow_mut().advance(now, &mut due);
+        due
+    }
+
+    pub(crate) fn end_batch(&self, mut due: Vec<TimerId>) {
+        due.clear();
+        due.shrink_to(1024);
+        self.due.replace(due);
+    }
+
+    /// Takes out what a due timer calls; `None` if it was cancelled earlier in the batch. A
+    /// one-shot timer is gone with that, a periodic one remains and can be cancelled.
+    pub(crate) fn start(&self, id: TimerId) -> Option<Timer> {
+        let mut wheel = self.wheel.borrow_mut();
+        match wheel.get_mut(id)? {
+            Timer::Once(_) => wheel.remove(id),
+            every => Some(std::mem::replace(every, Timer::Running)),
+        }
+    }
+
+    /// Arms a periodic timer again after its callback; gives it back if the callback cancelled
+    /// it. It keeps its phase: ticks that were missed are skipped, not made up for.
+    pub(crate) fn finish(&self, id: TimerId, timer: Timer, now: u64) -> Result<(), Timer> {
+        let mut wheel = self.wheel.borrow_mut();
+        let (Timer::Every { period, .. }, Some(deadline)) = (&timer, wheel.deadline(id)) else {
+            return Err(timer);
+        };
+        let missed = now.saturating_sub(deadline) / period;
+        let next = deadline.saturating_add(period.saturating_mul(missed + 1));
+        if let Some(slot) = wheel.get_mut(id) {
+            *slot = timer;
+        }
+        wheel.rearm(id, next);
+        Ok(())
+    }
+
+    /// Removes everything, to be dropped by the caller when nothing is borrowed.
+    pub(crate) fn clear(&self) -> impl Iterator<Item = Timer> + use<> {
+        self.wheel.replace(Wheel::new()).into_values()
+    }
+}
+
+/// Nanoseconds, up to the 584 years that fit.
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

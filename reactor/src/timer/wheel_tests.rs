@@ -1,0 +1,551 @@
+use std::collections::BTreeSet;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+
+const HOUR: u64 = 3_600_000_000_000;
+
+/// Advances and takes what is due.
+fn fire<T>(wheel: &mut Wheel<T>, now: u64) -> Vec<T> {
+    let mut due = Vec::new();
+    wheel.advance(now, &mut due);
+    check_lists(wheel);
+    due.into_iter().filter_map(|id| wheel.remove(id)).collect()
+}
+
+/// Lists, bitmaps and places agree, and everything on the wheel is later than the hand.
+#[track_caller]
+fn check_lists<T>(wheel: &Wheel<T>) {
+    let mut linked = 0;
+    for (place, slot) in wheel.slots.iter().enumerate() {
+        let bit = wheel.occupied[place / SLOTS] >> (place % SLOTS) & 1;
+        assert_eq!(bit == 1, slot.head != NIL, "bitmap of place {place}");
+        let (mut prev, mut index) = (NIL, slot.head);
+        while index != NIL {
+            let entry = &wheel.entries[index as usize];
+            assert_eq!((entry.prev, entry.place as usize), (prev, place));
+            if place == LATE as usize {
+                assert!(entry.deadline <= wheel.now);
+            } else {
+                let tick = entry.deadline.div_ceil(TICK);
+                assert_eq!(wheel.place_of(tick) as usize, place);
+                assert!(wheel.hand() < slot.earliest && slot.earliest <= tick);
+            }
+            linked += 1;
+            (prev, index) = (index, entry.next);
+        }
+        assert_eq!(slot.tail, prev, "tail of place {place}");
+    }
+    let placed = wheel.entries.iter().filter(|(_, entry)| entry.place != NOWHERE).count();
+    assert_eq!(linked, placed);
+}
+
+#[test]
+fn a_wheel_without_timers_allocates_nothing_and_expects_nothing() {
+    let mut wheel = Wheel::<()>::new();
+    assert_eq!(fire(&mut wheel, HOUR), []);
+    assert_eq!((wheel.len(), wheel.is_empty(), wheel.next_expiry()), (0, true, None));
+    assert_eq!((wheel.slots.capacity(), wheel.entries.capacity()), (0, 0));
+}
+
+#[test]
+fn an_id_and_an_optional_id_take_eight_bytes_and_an_entry_three_words() {
+    assert_eq!((size_of::<TimerId>(), size_of::<Option<TimerId>>()), (8, 8));
+    assert_eq!(size_of::<Entry<()>>(), 24);
+    assert_eq!(size_of::<Option<Entry<()>>>(), 24);
+}
+
+#[test]
+fn a_deadline_is_rounded_up_to_its_tick() {
+    for (deadline, tick) in [(1, 1), (TICK - 1, 1), (TICK, 1), (TICK + 1, 2), (2 * TICK, 2)] {
+        let mut wheel = Wheel::new();
+        wheel.insert(deadline, deadline);
+        assert_eq!(wheel.next_expiry(), Some(tick * TICK), "of {deadline}");
+        assert_eq!(fire(&mut wheel, tick * TICK - 1), [], "before the tick of {deadline}");
+        assert_eq!(fire(&mut wheel, tick * TICK), [deadline]);
+    }
+}
+
+#[test]
+fn a_deadline_that_has_passed_is_due_at_the_same_time_again() {
+    let mut wheel = Wheel::new();
+    wheel.insert(0, "zero");
+    assert_eq!(wheel.next_expiry(), Some(0));
+    assert_eq!(fire(&mut wheel, 0), ["zero"]);
+
+    let now = 10 * TICK + 5;
+    assert_eq!(fire(&mut wheel, now), [""; 0]);
+    wheel.insert(now, "now");
+    wheel.insert(now + 1, "soon");
+    wheel.insert(3, "past");
+    assert_eq!(wheel.next_expiry(), Some(now));
+    assert_eq!(fire(&mut wheel, now), ["past", "now"]);
+    assert_eq!(wheel.next_expiry(), Some(11 * TICK));
+    assert_eq!(fire(&mut wheel, 11 * TICK), ["soon"]);
+}
+
+#[test]
+fn an_earlier_time_counts_as_the_latest_one() {
+    let mut wheel = Wheel::new();
+    assert_eq!(fire(&mut wheel, 5 * TICK), []);
+    wheel.insert(3 * TICK, 3);
+    wheel.insert(6 * TICK, 6);
+    assert_eq!(fire(&mut wheel, 0), [3]);
+    assert_eq!(fire(&mut wheel, 6 * TICK), [6]);
+}
+
+#[test]
+fn a_batch_is_ordered_by_deadline_then_by_arming() {
+    let mut wheel = Wheel::new();
+    let moved = wheel.insert(7, "moved");
+    for (deadline, name) in [
+        (HOUR, "last"),
+        (TICK + 9, "c1"),
+        (9, "b1"),
+        (TICK + 9, "c2"),
+        (5, "a"),
+        (9, "b2"),
+        (9 * TICK, "d"),
+    ] {
+        wheel.insert(deadline, name);
+    }
+    assert!(wheel.rearm(moved, 9));
+    let ordered = ["a", "b1", "b2", "moved", "c1", "c2", "d", "last"];
+    assert_eq!(fire(&mut wheel, 2 * HOUR), ordered);
+}
+
+#[test]
+fn equal_deadlines_keep_their_order_through_every_level() {
+    let mut wheel = Wheel::new();
+    let deadline = HOUR + 7;
+    let mut now = 0;
+    // Each is armed from half as far away as the one before, so they enter on different levels.
+    for n in 0.. {
+        wheel.insert(deadline, n);
+        if now == deadline {
+            break;
+        }
+        now += (deadline - now).div_ceil(2);
+        assert_eq!(fire(&mut wheel, now), []);
+    }
+    let fired = fire(&mut wheel, HOUR + TICK);
+    assert!(fired.len() > 20 && fired.is_sorted(), "{fired:?}");
+    assert!(wheel.is_empty());
+}
+
+#[test]
+fn armed_late_is_after_armed_in_time_for_the_same_deadline() {
+    let mut wheel = Wheel::new();
+    let deadline = 63 * TICK + 1;
+    wheel.insert(deadline, "in time");
+    assert_eq!(fire(&mut wheel, deadline), [""; 0]);
+    wheel.insert(deadline, "late");
+    assert_eq!(fire(&mut wheel, 64 * TICK), ["in time", "late"]);
+}
+
+#[test]
+fn around_the_borders_of_the_levels() {
+    let borders = (0..=LEVELS as u32).map(|level| 1_u64 << (GROUP_BITS * level));
+    let near = |tick: u64| [tick.saturating_sub(1), tick, tick + 1].map(|tick| tick.min(LAST_TICK));
+    let ticks: BTreeSet<u64> = borders.flat_map(near).collect();
+    for &start in &ticks {
+        for &end in ticks.range(start + 1..) {
+            let mut wheel = Wheel::new();
+            assert_eq!(fire(&mut wheel, start * TICK), []);
+            wheel.insert(end * TICK, end);
+            assert_eq!(wheel.next_expiry(), Some(end * TICK), "{start} to {end}");
+            assert_eq!(fire(&mut wheel, end * TICK - 1), [], "{start} to {end}");
+            assert_eq!(wheel.next_expiry(), Some(end * TICK), "{start} to {end}");
+            assert_eq!(fire(&mut wheel, end * TICK), [end]);
+            assert_eq!(wheel.next_expiry(), None);
+        }
+    }
+}
+
+#[test]
+fn the_end_of_time_does_not_overflow() {
+    let mut wheel = Wheel::new();
+    let last = wheel.insert(LAST_TICK * TICK, "last tick");
+    let never = wheel.insert(u64::MAX, "never");
+    assert_eq!(wheel.next_expiry(), Some(LAST_TICK * TICK));
+    assert_eq!(fire(&mut wheel, LAST_TICK * TICK - 1), [""; 0]);
+    assert_eq!(fire(&mut wheel, u64::MAX - 1), ["last tick"]);
+    assert_eq!((wheel.len(), wheel.next_expiry()), (1, None));
+    assert_eq!((wheel.remove(last), wheel.deadline(never)), (None, Some(u64::MAX)));
+
+    assert!(wheel.rearm(never, u64::MAX - 1));
+    assert_eq!(fire(&mut wheel, u64::MAX), ["never"]);
+}
+
+#[test]
+fn a_timer_an_hour_away_costs_one_wakeup() {
+    let mut wheel = Wheel::new();
+    wheel.insert(HOUR, ());
+    let expiry = wheel.next_expiry().expect("a timer is armed");
+    assert_eq!(expiry, HOUR.next_multiple_of(TICK));
+    assert_eq!(fire(&mut wheel, expiry), [()]);
+}
+
+#[test]
+fn a_cancelled_minimum_costs_one_wakeup_and_no_spin() {
+    let mut wheel = Wheel::new();
+    let cancelled = wheel.insert(1000 * TICK, 1);
+    wheel.insert(1010 * TICK, 2);
+    assert_eq!(wheel.remove(cancelled), Some(1));
+    assert_eq!(wheel.next_expiry(), Some(1000 * TICK));
+    assert_eq!(fire(&mut wheel, 1000 * TICK), []);
+    assert_eq!(wheel.next_expiry(), Some(1010 * TICK));
+
+    // A slot that became empty forgets its minimum.
+    let mut wheel = Wheel::new();
+    let cancelled = wheel.insert(1000 * TICK, 1);
+    wheel.remove(cancelled);
+    wheel.insert(1010 * TICK, 2);
+    assert_eq!(wheel.next_expiry(), Some(1010 * TICK));
+}
+
+#[test]
+fn long_jumps_go_by_slots_and_not_by_ticks() {
+    let mut wheel = Wheel::new();
+    let century = 100 * 8766 * HOUR;
+    for n in 0..5 {
+        wheel.insert(n * century + n, n);
+    }
+    assert_eq!(fire(&mut wheel, century), [0]);
+    assert_eq!(fire(&mut wheel, 4 * century), [1, 2, 3]);
+    assert_eq!(fire(&mut wheel, u64::MAX), [4]);
+}
+
+#[test]
+fn a_due_timer_can_be_cancelled_or_postponed_by_another_of_its_batch() {
+    let mut wheel = Wheel::new();
+    let ids = [1, 2, 3, 4].map(|n| wheel.insert(n, n));
+    let mut due = Vec::new();
+    wheel.advance(TICK, &mut due);
+    assert_eq!((due.as_slice(), wheel.len(), wheel.next_expiry()), (ids.as_slice(), 4, None));
+
+    assert_eq!(wheel.remove(ids[1]), Some(2));
+    assert_eq!(wheel.remove(ids[1]), None);
+    assert!(wheel.rearm(ids[2], 3 * TICK));
+    assert!(wheel.rearm(ids[3], 0));
+    let deadlines = due.iter().map(|&id| wheel.deadline(id)).collect::<Vec<_>>();
+    assert_eq!(deadlines, [Some(1), None, Some(3 * TICK), Some(0)]);
+    assert_eq!(fire(&mut wheel, TICK), [4]);
+    assert_eq!(fire(&mut wheel, 3 * TICK), [3]);
+    assert_eq!(wheel.remove(ids[0]), Some(1));
+    assert!(wheel.is_empty());
+}
+
+#[test]
+fn an_advance_leaves_alone_what_is_in_due_and_does_not_repeat_it() {
+    let mut wheel = Wheel::new();
+    let (first, second) = (wheel.insert(1, ()), wheel.insert(2 * TICK, ()));
+    let mut due = Vec::new();
+    wheel.advance(TICK, &mut due);
+    wheel.advance(2 * TICK, &mut due);
+    wheel.advance(3 * TICK, &mut due);
+    assert_eq!(due, [first, second]);
+}
+
+#[test]
+fn rearming_a_waiting_timer_moves_it() {
+    let mut wheel = Wheel::new();
+    let id = wheel.insert(TICK, 'a');
+    assert!(wheel.rearm(id, HOUR));
+    check_lists(&wheel);
+    assert_eq!(wheel.deadline(id), Some(HOUR));
+    assert_eq!(fire(&mut wheel, 2 * TICK), []);
+    assert!(wheel.rearm(id, 3 * TICK));
+    assert_eq!(wheel.next_expiry(), Some(3 * TICK));
+    assert_eq!(fire(&mut wheel, 3 * TICK), ['a']);
+    assert!(!wheel.rearm(id, HOUR));
+    assert_eq!(wheel.next_expiry(), None);
+}
+
+#[test]
+fn an_old_id_never_reaches_the_next_timer_in_its_place() {
+    let mut wheel = Wheel::new();
+    let old = wheel.insert(TICK, 1);
+    assert_eq!(wheel.remove(old), Some(1));
+    let new = wheel.insert(TICK, 2);
+    assert_eq!(old.index, new.index);
+    assert_eq!((wheel.remove(old), wheel.deadline(old)), (None, None));
+    assert_eq!(wheel.get_mut(old), None);
+    assert!(!wheel.rearm(old, HOUR));
+    assert_eq!(wheel.get_mut(new), Some(&mut 2));
+    assert_eq!(fire(&mut wheel, TICK), [2]);
+}
+
+#[test]
+fn generations_come_round_without_a_zero() {
+    let mut wheel = Wheel::new();
+    wheel.generation = NonZeroU32::MAX;
+    let ids = [wheel.insert(1, 1), wheel.insert(1, 2)];
+    assert_eq!(ids.map(|id| id.generation), [NonZeroU32::MAX, NonZeroU32::MIN]);
+    assert_eq!(fire(&mut wheel, TICK), [1, 2]);
+}
+
+#[test]
+fn memory_goes_back_after_a_burst_and_ids_stay_unique() {
+    let mut wheel = Wheel::new();
+    let burst: Vec<TimerId> = (0..10_000).map(|n| wheel.insert(n, n)).collect();
+    assert_eq!(fire(&mut wheel, 10_000 + TICK).len(), 10_000);
+    assert_eq!(wheel.entries.capacity(), 0);
+    assert!(wheel.batch.capacity() <= KEPT_CAPACITY);
+
+    let fresh = (0..10_000).map(|n| wheel.insert(HOUR, n)).collect::<Vec<_>>();
+    assert!(burst.iter().all(|&id| wheel.remove(id).is_none()));
+    assert!(fresh.iter().all(|&id| wheel.remove(id).is_some()));
+    assert_eq!(wheel.entries.capacity(), 0);
+
+    // A little is kept: a loop with one timer that comes and goes does not allocate each time.
+    let id = wheel.insert(HOUR, 0);
+    wheel.remove(id);
+    assert_ne!(wheel.entries.capacity(), 0);
+}
+
+#[test]
+fn everything_comes_out_of_a_wheel_that_ends() {
+    let mut wheel = Wheel::new();
+    for (deadline, value) in [(1, 'd'), (HOUR, 'w'), (u64::MAX, 'n')] {
+        wheel.insert(deadline, value);
+    }
+    wheel.advance(TICK, &mut Vec::new());
+    wheel.insert(0, 'l');
+    let mut values: Vec<char> = wheel.into_values().collect();
+    values.sort();
+    assert_eq!(values, ['d', 'l', 'n', 'w']);
+}
+
+/// What the wheel should be: a list of timers, each looked at every time.
+struct Model {
+    wheel: Wheel<usize>,
+    now: u64,
+    armings: usize,
+    /// Every timer there ever was, and what its id still names.
+    timers: Vec<(TimerId, Option<Timer>)>,
+}
+
+#[derive(Clone, Copy)]
+struct Timer {
+    deadline: u64,
+    arming: usize,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    Waiting { tick: u64 },
+    Late,
+    Due,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum When {
+    After(u64),
+    Ago(u64),
+    At(u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Insert(When),
+    Remove(usize),
+    Rearm(usize, When),
+    /// Advance, and take what is due or leave it.
+    Advance(When, bool),
+    /// Advance to a nanosecond before the next expiry, to it, or to one after it.
+    AdvanceToExpiry(u64, bool),
+}
+
+/// From a nanosecond to centuries, each magnitude as likely as the next.
+fn span() -> impl Strategy<Value = u64> {
+    (any::<u64>(), 0..64_u32).prop_map(|(bits, shift)| bits >> shift)
+}
+
+fn when() -> impl Strategy<Value = When> {
+    let border = (0..LEVELS as u32, 0..4_u64, 0..3_u64).prop_map(|(level, slots, by)| {
+        ((slots << (level * GROUP_BITS)) * TICK).saturating_add(by).saturating_sub(1)
+    });
+    prop_oneof![
+        6 => (0..1_000_000_000_u64).prop_map(When::After),
+        6 => (0..200 * TICK).prop_map(When::After),
+        6 => span().prop_map(When::After),
+        2 => border.clone().prop_map(When::After),
+        2 => border.prop_map(When::At),
+        1 => (0..5_u64).prop_map(|n| When::After(n * TICK)),
+        1 => (0..3 * TICK).prop_map(When::Ago),
+        1 => span().prop_map(When::At),
+        1 => (0..3 * TICK).prop_map(|ns| When::At(u64::MAX - ns)),
+    ]
+}
+
+fn near() -> impl Strategy<Value = When> {
+    prop_oneof![
+        4 => (0..100 * TICK).prop_map(When::After),
+        4 => (0..1_000_000_000_u64).prop_map(When::After),
+        1 => (0..20 * HOUR).prop_map(When::After),
+        1 => (0..3 * TICK).prop_map(When::Ago),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => when().prop_map(Step::Insert),
+        2 => any::<usize>().prop_map(Step::Remove),
+        3 => (any::<usize>(), when()).prop_map(|(n, when)| Step::Rearm(n, when)),
+        3 => (near(), any::<bool>()).prop_map(|(when, take)| Step::Advance(when, take)),
+        4 => (0..3_u64, any::<bool>()).prop_map(|(by, take)| Step::AdvanceToExpiry(by, take)),
+    ]
+}
+
+impl Model {
+    fn new() -> Self {
+        Model { wheel: Wheel::new(), now: 0, armings: 0, timers: Vec::new() }
+    }
+
+    fn run(&mut self, step: Step) {
+        match step {
+            Step::Insert(when) => {
+                let timer = self.timer(when);
+                let id = self.wheel.insert(timer.deadline, self.timers.len());
+                assert!(self.timers.iter().all(|&(known, _)| known != id));
+                self.timers.push((id, Some(timer)));
+            }
+            Step::Remove(n) if !self.timers.is_empty() => {
+                let n = n % self.timers.len();
+                self.remove(n);
+            }
+            Step::Rearm(n, when) if !self.timers.is_empty() => {
+                let n = n % self.timers.len();
+                let timer = self.timer(when);
+                let (id, known) = &mut self.timers[n];
+                assert_eq!(self.wheel.rearm(*id, timer.deadline), known.is_some());
+                if let Some(known) = known {
+                    *known = timer;
+                }
+            }
+            Step::Advance(when, take) => self.advance(self.resolve(when), take),
+            Step::AdvanceToExpiry(by, take) => {
+                if let Some(expiry) = self.wheel.next_expiry() {
+                    self.advance(expiry.saturating_add(by).saturating_sub(1), take);
+                }
+            }
+            Step::Remove(_) | Step::Rearm(..) => {}
+        }
+        self.check();
+    }
+
+    fn resolve(&self, when: When) -> u64 {
+        match when {
+            When::After(ns) => self.now.saturating_add(ns),
+            When::Ago(ns) => self.now.saturating_sub(ns),
+            When::At(ns) => ns,
+        }
+    }
+
+    fn timer(&mut self, when: When) -> Timer {
+        self.armings += 1;
+        let deadline = self.resolve(when);
+        let state = if deadline <= self.now {
+            State::Late
+        } else {
+            State::Waiting { tick: deadline.div_ceil(TICK) }
+        };
+        Timer { deadline, arming: self.armings, state }
+    }
+
+    fn remove(&mut self, n: usize) {
+        let (id, timer) = &mut self.timers[n];
+        assert_eq!(self.wheel.remove(*id), timer.take().map(|_| n));
+    }
+
+    fn advance(&mut self, now: u64, take: bool) {
+        self.now = self.now.max(now);
+        let mut expected = Vec::new();
+        for (n, (_, timer)) in self.timers.iter_mut().enumerate() {
+            let Some(timer) = timer else { continue };
+            let due = match timer.state {
+                State::Waiting { tick } => tick <= self.now / TICK,
+                State::Late => true,
+                State::Due => false,
+            };
+            if due {
+                assert!(timer.deadline <= self.now);
+                timer.state = State::Due;
+                expected.push((timer.deadline, timer.arming, n));
+            }
+        }
+        expected.sort();
+
+        let mut due = Vec::new();
+        self.wheel.advance(now, &mut due);
+        let expected: Vec<usize> = expected.into_iter().map(|(_, _, n)| n).collect();
+        let found: Vec<usize> =
+            due.iter().map(|&id| *self.wheel.get_mut(id).expect("a due timer is kept")).collect();
+        assert_eq!(found, expected);
+        assert!(self.wheel.next_expiry().is_none_or(|expiry| expiry > self.now), "would spin");
+        if take {
+            expected.into_iter().for_each(|n| self.remove(n));
+        }
+    }
+
+    fn check(&self) {
+        check_lists(&self.wheel);
+        let live = || self.timers.iter().filter_map(|(_, timer)| timer.as_ref());
+        assert_eq!(self.wheel.len(), live().count());
+        assert_eq!(self.wheel.is_empty(), live().count() == 0);
+        for (id, timer) in &self.timers {
+            assert_eq!(self.wheel.deadline(*id), timer.map(|timer| timer.deadline));
+        }
+        let earliest = live().filter_map(|timer| match timer.state {
+            State::Waiting { tick } => tick.checked_mul(TICK),
+            State::Late => Some(self.now),
+            State::Due => None,
+        });
+        match (self.wheel.next_expiry(), earliest.min()) {
+            (Some(expiry), Some(earliest)) => assert!(expiry <= earliest),
+            (expiry, earliest) => assert_eq!(expiry, earliest),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn it_does_what_a_list_does(steps in vec(step(), 1..120)) {
+        let mut model = Model::new();
+        for step in steps {
+            model.run(step);
+        }
+    }
+
+    /// The loop's own use: sleep until the next expiry. Every timer fires when the hand reaches its
+    /// tick, and wakeups for nothing are not more than the timers that were cancelled.
+    #[test]
+    fn following_the_next_expiry_is_exact_and_wakes_little(
+        timers in vec((span(), prop::bool::weighted(0.3)), 1..60),
+    ) {
+        let mut wheel = Wheel::new();
+        let mut cancelled = 0;
+        let armed: Vec<_> = timers.iter().map(|&(at, _)| (wheel.insert(at, at), at)).collect();
+        for (&(id, at), &(_, cancel)) in armed.iter().zip(&timers) {
+            if cancel {
+                prop_assert_eq!(wheel.remove(id), Some(at));
+                cancelled += 1;
+            }
+        }
+        let mut for_nothing = 0;
+        while let Some(expiry) = wheel.next_expiry() {
+            let fired = fire(&mut wheel, expiry);
+            for_nothing += u32::from(fired.is_empty());
+            for at in fired {
+                prop_assert_eq!(at.div_ceil(TICK) * TICK, expiry);
+            }
+        }
+        prop_assert!(for_nothing <= cancelled, "{} wakeups for nothing", for_nothing);
+    }
+}

@@ -1,0 +1,3 @@
+//! ruduo
+pub use ruduo_net::*;
+pub use ruduo_reactor::*;
