@@ -1,0 +1,282 @@
+//! What the tests share: a process of their own with gates at its end, servers on a thread,
+//! peers with deadlines.
+
+#![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read};
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use ruduo::{EventLoop, EventLoopBuilder, LoopHandle, LoopThread, ServerHandle};
+
+/// How long to wait for what must happen. Generous, for a slow machine; a passing test never
+/// waits for it.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The name of the test function this stands in, as libtest knows it.
+#[macro_export]
+macro_rules! test_name {
+    () => {{
+        fn here() {}
+        let name = std::any::type_name_of_val(&here);
+        let name = name.strip_suffix("::here").unwrap();
+        &name[name.find("::").unwrap() + 2..]
+    }};
+}
+
+/// Runs a test in a process of its own, and fails it if that process leaks a descriptor or a
+/// thread, or logs an unexpected line at warn or above.
+///
+/// ```ignore
+/// #[test]
+/// fn b23_epipe_never_kills_the_process() {
+///     alone!().run(|| { /* ... */ });
+/// }
+/// ```
+#[macro_export]
+macro_rules! alone {
+    () => {
+        $crate::common::Alone::new($crate::test_name!())
+    };
+}
+
+pub struct Alone {
+    name: &'static str,
+    under: Vec<String>,
+    logs: Vec<&'static str>,
+    fds: bool,
+}
+
+const CHILD: &str = "RUDUO_TEST_CHILD";
+
+impl Alone {
+    pub fn new(name: &'static str) -> Alone {
+        Alone { name, under: Vec::new(), logs: Vec::new(), fds: true }
+    }
+
+    /// Starts the process by a command that is put before it, for example strace with a fault to
+    /// inject. The test is skipped, loudly, if there is no such command.
+    pub fn under(mut self, command: &[&str]) -> Alone {
+        self.under = command.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// At least one log line at warn or above contains `text`. Lines that contain none of the
+    /// expected texts fail the test.
+    pub fn expect_log(mut self, text: &'static str) -> Alone {
+        self.logs.push(text);
+        self
+    }
+
+    pub fn run(self, body: impl FnOnce()) {
+        if std::env::var_os(CHILD).is_some() {
+            self.run_here(body);
+            return;
+        }
+        if let Some(program) = self.under.first()
+            && Command::new(program).arg("--version").output().is_err()
+        {
+            eprintln!("SKIPPED {}: there is no {program} on this machine", self.name);
+            return;
+        }
+        let this = std::env::current_exe().unwrap();
+        let mut words = self.under.clone();
+        words.push(this.to_str().unwrap().to_owned());
+        let output = Command::new(&words[0])
+            .args(&words[1..])
+            .args(["--exact", self.name, "--nocapture", "--test-threads=1"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let text = [&output.stdout[..], &output.stderr[..]].concat();
+        let text = String::from_utf8_lossy(&text);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "the test's own process failed ({}):\n{text}",
+            output.status
+        );
+    }
+
+    fn run_here(self, body: impl FnOnce()) {
+        install_logger();
+        let (fds, threads) = (open_fds(), thread_count());
+        body();
+        eventually("all threads have ended", || thread_count() <= threads);
+        if self.fds {
+            eventually("all descriptors are closed", || open_fds().len() <= fds.len());
+            assert_eq!(open_fds(), fds, "descriptors after the test and before");
+        }
+        let lines = take_logs();
+        for text in &self.logs {
+            assert!(lines.iter().any(|line| line.contains(text)), "no log line says {text:?}");
+        }
+        for line in &lines {
+            assert!(self.logs.iter().any(|text| line.contains(text)), "unexpected log: {line}");
+        }
+    }
+}
+
+/// Descriptors and what they lead to.
+pub fn open_fds() -> BTreeMap<String, String> {
+    let listing = fs::read_dir("/proc/self/fd").unwrap();
+    let entry = |entry: io::Result<fs::DirEntry>| {
+        let path = entry.unwrap().path();
+        let target = fs::read_link(&path).ok()?;
+        let kind = target.to_string_lossy().into_owned();
+        // The directory being listed is open itself.
+        (!kind.starts_with("/proc/"))
+            .then(|| (path.file_name().unwrap().to_string_lossy().into_owned(), kind))
+    };
+    listing.filter_map(entry).collect()
+}
+
+fn thread_count() -> usize {
+    fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+/// Waits for a condition that nobody announces (the kernel's, for example). Yields between looks;
+/// fails after the deadline.
+#[track_caller]
+pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < DEADLINE, "not within the deadline: {what}");
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
+/// Receives what must come.
+#[track_caller]
+pub fn within<T>(receiver: &Receiver<T>) -> T {
+    receiver.recv_timeout(DEADLINE).expect("nothing came within the deadline")
+}
+
+static LOGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Recorder;
+
+impl log::Log for Recorder {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Warn
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let line = format!("{} {}: {}", record.level(), record.target(), record.args());
+            eprintln!("{line}");
+            LOGS.lock().unwrap().push(line);
+        }
+    }
+    fn flush(&self) {}
+}
+
+pub fn install_logger() {
+    if log::set_logger(&Recorder).is_ok() {
+        // Everything is formatted as if it were wanted, so that no log line can be wrong.
+        log::set_max_level(log::LevelFilter::Debug);
+    }
+}
+
+/// The lines at warn or above since the last call.
+pub fn take_logs() -> Vec<String> {
+    std::mem::take(&mut *LOGS.lock().unwrap())
+}
+
+/// A server on a loop of its own thread. Dropping it quits the loop and waits for the thread.
+pub struct Running {
+    pub server: ServerHandle,
+    pub thread: LoopThread,
+}
+
+impl Running {
+    pub fn addr(&self) -> SocketAddr {
+        self.server.local_addr()
+    }
+
+    pub fn event_loop(&self) -> &LoopHandle {
+        self.thread.handle()
+    }
+
+    pub fn connect(&self) -> TcpStream {
+        connect(self.addr())
+    }
+}
+
+/// Starts what `setup` describes:
+/// `serve(|event_loop| TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(..).start())`.
+pub fn serve(
+    setup: impl FnOnce(&EventLoop) -> io::Result<ServerHandle> + Send + 'static,
+) -> Running {
+    serve_on(EventLoop::builder(), setup)
+}
+
+pub fn serve_on(
+    builder: EventLoopBuilder,
+    setup: impl FnOnce(&EventLoop) -> io::Result<ServerHandle> + Send + 'static,
+) -> Running {
+    let (send, receive) = std::sync::mpsc::channel();
+    let thread = LoopThread::spawn("test-loop", builder, move |event_loop| {
+        send.send(setup(event_loop)?).unwrap();
+        Ok(())
+    })
+    .unwrap();
+    Running { server: within(&receive), thread }
+}
+
+/// A connected peer whose reads and writes fail after the deadline.
+pub fn connect(addr: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    stream
+}
+
+/// Everything up to the end of the stream.
+pub fn read_to_end(mut stream: &TcpStream) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Exactly `n` bytes.
+#[track_caller]
+pub fn read_n(mut stream: &TcpStream, n: usize) -> Vec<u8> {
+    let mut bytes = vec![0; n];
+    stream.read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+/// Makes closing the socket send a reset.
+pub fn reset(stream: TcpStream) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::Linger, &linger).unwrap();
+}
+
+/// Bytes that are easy to tell apart from others and from themselves at another offset.
+pub fn pattern(n: usize) -> Vec<u8> {
+    let mut x = 0x2545_F491_4F6C_DD1Du64;
+    let mut next = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x
+    };
+    let mut bytes = Vec::with_capacity(n + 8);
+    while bytes.len() < n {
+        bytes.extend_from_slice(&next().to_le_bytes());
+    }
+    bytes.truncate(n);
+    bytes
+}
+
+/// CPU time this process has used, user and system.
+pub fn cpu_time() -> Duration {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap();
+    let time =
+        |t: nix::sys::time::TimeVal| Duration::new(t.tv_sec() as u64, t.tv_usec() as u32 * 1000);
+    time(usage.user_time()) + time(usage.system_time())
+}
