@@ -31,13 +31,11 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// At most one line in this time tells of a shortage.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What an acceptor does with what it accepts, and whom it tells of its end.
+/// What an acceptor does with what it accepts.
 pub(crate) trait Acceptance {
     fn accepted(&self, event_loop: &EventLoop, socket: OwnedFd, peer: SocketAddr);
     /// A connection was refused for want of descriptors.
     fn refused(&self);
-    /// The loop ends with the acceptor still listening.
-    fn loop_ended(&self, event_loop: &EventLoop);
 }
 
 /// A listening socket on a loop.
@@ -186,10 +184,6 @@ impl Source for Acceptor {
 
     /// Whatever panicked, the server goes on accepting.
     fn on_panic(&self, _: &EventLoop, _: Token) {}
-
-    fn on_loop_end(&self, event_loop: &EventLoop, _: Token) {
-        self.acceptance.loop_ended(event_loop);
-    }
 }
 
 fn open_spare() -> Option<File> {

@@ -4,12 +4,12 @@
 //! soon as it is empty, mostly at the end of the same event. So a few buffers serve thousands of
 //! connections, and they are warm in the cache.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use crate::Buffer;
 
-/// Buffers kept for the next borrower.
-const MAX_FREE: usize = 16;
+/// Buffers kept for the next borrowers, beside the top one.
+const MAX_FREE: usize = 15;
 
 /// A rest of fewer bytes is copied rather than kept in the buffer it came in.
 pub(crate) const SMALL: usize = 4096;
@@ -17,13 +17,21 @@ pub(crate) const SMALL: usize = 4096;
 /// Lends buffers of one size.
 pub(crate) struct Lender {
     size: usize,
-    free: RefCell<Vec<Buffer>>,
+    /// What a buffer of this size really allocates: tells ours from others, and from those that
+    /// have grown, which is memory a single connection needed once.
+    capacity: usize,
+    /// The top of the stack of free buffers. Mostly one buffer goes out and comes back for each
+    /// message; here it does so without touching the rest.
+    top: Cell<Buffer>,
+    rest: RefCell<Vec<Buffer>>,
 }
 
 impl Lender {
     /// Buffers with room for `size` bytes.
     pub(crate) fn new(size: usize) -> Lender {
-        Lender { size, free: RefCell::default() }
+        let first = Buffer::with_capacity(size);
+        let capacity = first.capacity();
+        Lender { size, capacity, top: Cell::new(first), rest: RefCell::default() }
     }
 
     pub(crate) fn size(&self) -> usize {
@@ -31,28 +39,44 @@ impl Lender {
     }
 
     /// An empty buffer.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn lend(&self) -> Buffer {
-        let free = self.free.borrow_mut().pop();
-        free.unwrap_or_else(|| Buffer::with_capacity(self.size))
+        let top = self.top.take();
+        if top.has_storage() { top } else { self.lend_another() }
+    }
+
+    #[inline(never)]
+    fn lend_another(&self) -> Buffer {
+        let another = self.rest.borrow_mut().pop();
+        another.unwrap_or_else(|| Buffer::with_capacity(self.size))
     }
 
     /// Takes a buffer back, or frees it if it is not one of ours or there are enough.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn give_back(&self, mut buffer: Buffer) {
-        let mut free = self.free.borrow_mut();
-        // A buffer that grew beyond its size is memory a single connection needed once.
-        let ours = (self.size..=2 * self.size).contains(&buffer.capacity());
-        if ours && free.len() < MAX_FREE {
+        if buffer.capacity() == self.capacity {
             buffer.clear();
-            free.push(buffer);
+            let second = self.top.replace(buffer);
+            if second.has_storage() {
+                self.keep(second);
+            } else {
+                // Spares a call: there is nothing to drop, which the compiler does not see.
+                std::mem::forget(second);
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn keep(&self, buffer: Buffer) {
+        let mut rest = self.rest.borrow_mut();
+        if rest.len() < MAX_FREE {
+            rest.push(buffer);
         }
     }
 
     /// Exchanges a buffer for one that may stay with a connection that waits: none for an empty
     /// one, and for a small rest one of its size. Ten thousand peers that each leave one byte
     /// unread must not hold ten thousand large buffers.
-    #[inline]
     pub(crate) fn trim(&self, buffer: Buffer) -> Buffer {
         if buffer.is_empty() {
             self.give_back(buffer);

@@ -28,12 +28,12 @@ pub(crate) trait Transport: 'static {
 pub(crate) struct Plain;
 
 impl Transport for Plain {
-    #[inline]
+    #[inline(always)]
     fn recv(&self, socket: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> io::Result<usize> {
         socket::recv(socket, bytes)
     }
 
-    #[inline]
+    #[inline(always)]
     fn send(&self, socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
         socket::send(socket, bytes)
     }

@@ -162,11 +162,21 @@ impl Channels {
     }
 
     /// The source, kept alive by the caller's `Rc` whatever its handler does.
-    #[inline]
     pub(crate) fn get(&self, token: Token) -> Option<(Rc<dyn Source>, Settings)> {
         let slab = self.slab.borrow();
         let entry = slab.get(token.index())?;
         (entry.generation == token.generation()).then(|| (Rc::clone(&entry.source), entry.settings))
+    }
+
+    /// The source, if an event tells it nothing but what it waits for: the common case.
+    #[inline(always)]
+    pub(crate) fn get_waiting(&self, event: Event) -> Option<Rc<dyn Source>> {
+        // Not `borrow`, which counts its borrowers.
+        let slab = self.slab.borrow_mut();
+        let entry = slab.get(event.token.index())?;
+        let found = entry.generation == event.token.generation()
+            && entry.settings.interest.covers(event.ready);
+        found.then(|| Rc::clone(&entry.source))
     }
 
     pub(crate) fn set(&self, token: Token, settings: Settings) {

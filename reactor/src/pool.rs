@@ -78,7 +78,7 @@ impl LoopPool {
             name: "ruduo".to_owned(),
             placement: Placement::default(),
             pin_to_cpus: false,
-            event_loops: EventLoop::builder(),
+            event_loops: base.settings().clone(),
             on_start: Arc::new(|_| Ok(())),
         }
     }
@@ -170,7 +170,7 @@ impl LoopPoolBuilder<'_> {
         Self { pin_to_cpus, ..self }
     }
 
-    /// How the threads' loops are made.
+    /// How the threads' loops are made; like the base loop if nothing is said.
     pub fn event_loops(self, event_loops: EventLoopBuilder) -> Self {
         Self { event_loops, ..self }
     }

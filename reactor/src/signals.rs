@@ -69,6 +69,11 @@ impl Signals {
         self.look.set(true);
     }
 
+    #[inline]
+    pub(crate) fn is_to_look(&self) -> bool {
+        self.look.get()
+    }
+
     /// The functions to call now.
     pub(crate) fn take_arrived(&self) -> Vec<SignalId> {
         if !self.look.replace(false) {

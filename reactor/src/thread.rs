@@ -50,7 +50,7 @@ impl LoopThread {
             if ready.send(event_loop.handle()).is_err() {
                 event_loop.quit();
             }
-            event_loop.run()
+            event_loop.run().inspect_err(|e| log::error!("an event loop failed: {e}"))
         };
         let context =
             |e: io::Error| io::Error::new(e.kind(), format!("starting loop thread {name}: {e}"));

@@ -103,6 +103,8 @@ impl Alone {
     }
 
     fn run_here(self, body: impl FnOnce()) {
+        // A test that hangs ends by SIGALRM, and the process that started it reports that.
+        nix::unistd::alarm::set(300);
         install_logger();
         let (fds, threads) = (open_fds(), thread_count());
         body();

@@ -224,6 +224,12 @@ impl Buffer {
         }
     }
 
+    /// Whether it has storage: one that has moved elsewhere, or never had a byte, has not.
+    #[inline]
+    pub(crate) fn has_storage(&self) -> bool {
+        self.inner.is_some()
+    }
+
     /// The vector whose spare capacity a receive call fills. It only ever appends: the vector must
     /// not become shorter, for its first `read` bytes belong to the prependable region.
     #[inline]

@@ -14,6 +14,7 @@ use super::handle::{Operation, Posted};
 use super::output::Outgoing;
 use super::reason::CloseReason;
 use super::state::{Refusal, State};
+use crate::Buffer;
 use crate::context::{self, Context};
 use crate::registry::{ConnectionId, Place, Registry};
 
@@ -24,6 +25,7 @@ pub(crate) struct Core {
     peer: SocketAddr,
     pub(super) context: Rc<Context>,
     pub(super) state: RefCell<State>,
+    pub(super) received: Cell<u64>,
     pub(super) token: Cell<Token>,
     /// What the poller was last told.
     pub(super) interest: Cell<Interest>,
@@ -64,6 +66,7 @@ impl Core {
             peer,
             context,
             state: RefCell::default(),
+            received: Cell::new(0),
             token: Cell::new(Token(u64::MAX)),
             interest: Cell::new(Interest::READ),
             busy: Cell::new(false),
@@ -106,6 +109,7 @@ impl Core {
         }
     }
 
+    #[inline(never)]
     pub(super) fn schedule(&self, event_loop: &EventLoop) {
         if !self.scheduled.replace(true) {
             event_loop.at_turn_end(self.token.get());
@@ -126,7 +130,6 @@ impl Core {
 /// Sending.
 impl Core {
     /// Queues output.
-    #[inline]
     pub(super) fn queue(
         &self,
         event_loop: &EventLoop,
@@ -138,9 +141,20 @@ impl Core {
         Ok(())
     }
 
+    /// Queues the contents of a buffer if that is the short way: nothing else waits, here or on
+    /// its way here.
+    #[inline(always)]
+    pub(super) fn queue_first(&self, event_loop: &EventLoop, buffer: &mut Buffer) -> bool {
+        let queued = !self.has_outstanding()
+            && self.state.borrow_mut().queue_first(buffer, &self.context.limits);
+        if queued {
+            self.touch(event_loop);
+        }
+        queued
+    }
+
     /// Queues output for a caller who gets no error: what cannot be sent is counted, and output
     /// beyond the limit ends the connection.
-    #[inline]
     pub(super) fn queue_or_end(&self, event_loop: &EventLoop, outgoing: Outgoing<'_>) {
         let len = outgoing.len();
         match self.queue(event_loop, outgoing) {

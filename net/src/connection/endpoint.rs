@@ -7,18 +7,18 @@
 //!   2. one read, then on_message          (never "until EAGAIN": that is the fairness budget)
 //!   3. on_half_close                      after the last input
 //!   4. one write of all that was queued   (ten small sends are one segment)
-//!   5. water marks, on_write_complete     what these queue leaves at the end of the turn
+//!   5. on_write_complete, water marks     what these queue leaves at the end of the turn
 //!   6. FIN, or the end; what to wait for next
 //! ```
 //!
-//! Steps 3 to 6 are [`Endpoint::settle`]. They also run at the end of a turn in which somebody
+//! Steps 3 to 6 are `settle`. They also run at the end of a turn in which somebody
 //! else has touched the connection, a timer, a task or another connection's callback. So there is
 //! one place where output leaves and one where connections end, and it is never inside a callback.
 
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use nix::sys::socket::{getsockopt, sockopt};
@@ -27,7 +27,7 @@ use ruduo_reactor::{Channel, Event, EventLoop, Interest, Ready, Source, Token};
 use super::core::Core;
 use super::output::{self, Next};
 use super::reason::CloseReason;
-use super::state::Crossed;
+use super::state::{Crossed, State};
 use crate::context::{self, Context};
 use crate::handler::{self, Handler};
 use crate::registry::{HandlerCall, Resident};
@@ -84,64 +84,125 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         }
     }
 
-    /// Calls the handler inside an event; the loop catches panics.
-    #[inline]
-    fn call(&self, f: impl FnOnce(&mut H)) {
-        if let Some(handler) = &mut *self.handler.borrow_mut() {
-            f(handler);
+    /// Begins an event: the handler is borrowed once for all its callbacks, which never nest. The
+    /// loop catches panics.
+    #[inline(always)]
+    fn event(
+        &self,
+        event_loop: &EventLoop,
+        steps_1_and_2: impl FnOnce(&mut H, &Connection<'_>) -> bool,
+    ) {
+        let conn = Connection::new(event_loop, &self.core);
+        self.core.busy.set(true);
+        let over = match &mut *self.handler.borrow_mut() {
+            Some(handler) => {
+                let drained = steps_1_and_2(handler, &conn);
+                self.settle(handler, &conn, drained)
+            }
+            None => true,
+        };
+        if over {
+            self.tear_down(&conn);
         }
+        self.core.busy.set(false);
     }
 
-    /// Step 2: one receive, and what came goes to the handler.
-    #[inline]
-    fn receive(&self, conn: &Connection<'_>) {
-        let Context { limits, lender, counters, .. } = &*self.core.context;
-        let mut input = self.core.state.borrow_mut().take_input();
-        if input.len() >= limits.input {
-            self.core.end(conn.event_loop(), CloseReason::InputFull { limit: limits.input });
-            return;
+    /// Step 2: one receive, and what came goes to the handler. False if reading is not wanted.
+    #[inline(always)]
+    fn receive(&self, handler: &mut H, conn: &Connection<'_>) -> bool {
+        let core = &self.core;
+        let Context { lender, counters, .. } = &*core.context;
+        let nothing_left = core.state.borrow_mut().wants_read_into_empty();
+        let mut input = if nothing_left {
+            lender.lend()
+        } else {
+            match self.take_input(conn) {
+                Some(input) => input,
+                None => return false,
+            }
+        };
+        match self.transport.recv(core.socket(), input.storage_mut()) {
+            Ok(n) if n > 0 => {
+                core.received.set(core.received.get() + n as u64);
+                context::add(&counters.received, n);
+                self.deliver(handler, conn, input);
+            }
+            outcome => self.received_nothing(input, outcome),
         }
+        true
+    }
+
+    /// The input that the handler has left, with room behind it. `None` if reading is not wanted,
+    /// or the input has reached its limit.
+    #[inline(never)]
+    fn take_input(&self, conn: &Connection<'_>) -> Option<Buffer> {
+        let Context { limits, lender, .. } = &*self.core.context;
+        let left = self.core.state.borrow_mut().begin_read()?;
+        if left.len() >= limits.input {
+            self.core.end(conn.event_loop(), CloseReason::InputFull { limit: limits.input });
+            return None;
+        }
+        let mut input = left;
         if input.capacity() < lender.size() {
             let rest = std::mem::replace(&mut input, lender.lend());
-            if !rest.is_empty() {
-                input.append(rest.readable());
-            }
+            input.append(rest.readable());
         }
+        // First what consumed bytes have left, then twice the storage.
         let allowed = limits.input - input.len();
         if input.writable_len() < MIN_ROOM.min(allowed) {
             input.reserve(input.capacity().min(allowed));
         }
-        match self.transport.recv(self.core.socket(), input.storage_mut()) {
-            Ok(0) => {
-                self.keep_input(input);
-                self.core.state.borrow_mut().peer_eof();
-            }
-            Ok(n) => {
-                self.core.state.borrow_mut().received(n);
-                context::add(&counters.received, n);
-                self.deliver(conn, input);
-            }
-            Err(e) => {
-                self.keep_input(input);
-                if e.kind() != io::ErrorKind::WouldBlock {
-                    self.core.state.borrow_mut().read_failed(e, lender);
-                }
-            }
+        Some(input)
+    }
+
+    /// The end of the stream, an error, or a false alarm.
+    #[cold]
+    #[inline(never)]
+    fn received_nothing(&self, input: Buffer, outcome: io::Result<usize>) {
+        let Context { limits, lender, .. } = &*self.core.context;
+        let mut state = self.core.state.borrow_mut();
+        state.keep_input(lender.trim(input), limits);
+        match outcome {
+            Ok(_) => state.peer_eof(),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => state.read_failed(e, lender),
         }
     }
 
-    #[inline]
-    fn deliver(&self, conn: &Connection<'_>, mut input: Buffer) {
-        self.call(|handler| handler.on_message(conn, &mut input));
-        self.keep_input(input);
+    /// Gives input to the handler and keeps what it leaves for the next time.
+    #[inline(always)]
+    fn deliver(&self, handler: &mut H, conn: &Connection<'_>, mut input: Buffer) {
+        handler.on_message(conn, &mut input);
+        // Nothing to keep if the buffer moved to the output.
+        if input.has_storage() {
+            self.keep_input(input);
+        }
     }
 
-    /// What the handler left is kept for the next time.
-    #[inline]
+    #[inline(never)]
     fn keep_input(&self, input: Buffer) {
         let Context { limits, lender, .. } = &*self.core.context;
         let rest = lender.trim(input);
         self.core.state.borrow_mut().keep_input(rest, limits);
+    }
+
+    /// Steps 1 and 2 when there is more to an event than data: room to write, an error, a hang-up.
+    /// True if the last of the output was sent.
+    #[inline(never)]
+    fn on_unusual_event(&self, handler: &mut H, conn: &Connection<'_>, ready: Ready) -> bool {
+        let gone = Ready::ERROR | Ready::HANGUP;
+        let mut state = self.core.state.borrow_mut();
+        let writable = state.is_blocked() && ready.intersects(Ready::WRITE | gone);
+        let drained = writable && {
+            state.unblock();
+            self.flush(&mut state)
+        };
+        drop(state);
+        let received = ready.intersects(Ready::READ | gone) && self.receive(handler, conn);
+        if !received && ready.intersects(gone) {
+            self.hung_up();
+        }
+        drained
     }
 
     /// The peer is gone: both directions have ended, or an error is pending.
@@ -162,14 +223,46 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         }
     }
 
-    /// Steps 1 and 4: one system call with all that is queued, or as much of it as fits.
-    #[inline]
-    fn flush(&self) {
+    /// Steps 1 and 4: one system call with all that is queued, or as much of it as fits. True if
+    /// nothing is left.
+    #[inline(always)]
+    fn flush(&self, state: &mut State) -> bool {
         let Context { lender, counters, .. } = &*self.core.context;
+        let Some(bytes) = state.single_output() else { return self.flush_several(state) };
+        let offered = bytes.len();
+        match self.transport.send(self.core.socket(), bytes) {
+            Ok(n) if n == offered => {
+                context::add(&counters.sent, n);
+                state.wrote_single(lender);
+                true
+            }
+            outcome => self.wrote(state, offered, outcome),
+        }
+    }
+
+    #[inline(never)]
+    fn flush_several(&self, state: &mut State) -> bool {
+        let (offered, outcome) = self.send_several(state);
+        self.wrote(state, offered, outcome)
+    }
+
+    #[inline(never)]
+    fn wrote(&self, state: &mut State, offered: usize, outcome: io::Result<usize>) -> bool {
+        let Context { lender, counters, .. } = &*self.core.context;
+        match outcome {
+            Ok(n) => {
+                context::add(&counters.sent, n);
+                return state.wrote(n, offered, lender);
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => state.would_block(lender),
+            Err(e) => state.write_failed(e, lender),
+        }
+        false
+    }
+
+    fn send_several(&self, state: &State) -> (usize, io::Result<usize>) {
         let socket = self.core.socket();
-        let mut state = self.core.state.borrow_mut();
-        let (offered, result) = match state.next_output() {
-            Next::Bytes(bytes) => (bytes.len(), self.transport.send(socket, bytes)),
+        match state.next_output() {
             Next::Slices(slices, count) => {
                 let slices = &slices[..count];
                 let offered = slices.iter().map(|slice| slice.len()).sum();
@@ -177,81 +270,63 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
             }
             Next::File(range) => {
                 let offered = range.len.min(FILE_CHUNK) as usize;
-                let file = std::os::fd::AsFd::as_fd(&range.file);
+                let file = range.file.as_fd();
                 let sent = self.transport.send_file(socket, file, range.offset, offered);
-                (
-                    offered,
-                    sent.and_then(|n| match n {
-                        0 => Err(output::file_too_short(range)),
-                        n => Ok(n),
-                    }),
-                )
+                let nothing_left = matches!(sent, Ok(0));
+                (offered, if nothing_left { Err(output::file_too_short(range)) } else { sent })
             }
-        };
-        match result {
-            Ok(n) => {
-                context::add(&counters.sent, n);
-                state.wrote(n, offered, lender);
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => state.would_block(lender),
-            Err(e) => state.write_failed(e, lender),
         }
     }
 
-    /// Steps 3 to 6.
-    #[inline]
-    fn settle(&self, conn: &Connection<'_>) {
+    /// Steps 3 to 6. `drained`: step 1 has sent the last of the output. True if the connection is
+    /// over.
+    #[inline(always)]
+    fn settle(&self, handler: &mut H, conn: &Connection<'_>, mut drained: bool) -> bool {
         let core = &self.core;
-        let limits = &core.context.limits;
-
-        let half_close = core.state.borrow_mut().take_half_close();
-        if half_close {
-            self.call(|handler| handler.on_half_close(conn));
+        let mut state = core.state.borrow_mut();
+        if state.is_eof() && state.take_half_close() {
+            drop(state);
+            handler.on_half_close(conn);
+            state = core.state.borrow_mut();
         }
-
-        let can_flush = core.state.borrow().can_flush();
-        if can_flush {
-            self.flush();
+        if state.can_flush() {
+            drained = self.flush(&mut state);
         }
-
-        let (crossed, pending, drained) = {
-            let mut state = core.state.borrow_mut();
-            (state.crossed(limits), state.pending_output(), state.take_drained())
-        };
-        match crossed {
-            Some(Crossed::High) => self.call(|handler| handler.on_high_water(conn, pending)),
-            Some(Crossed::Low) => self.call(|handler| handler.on_low_water(conn)),
-            None => {}
-        }
+        drop(state);
         if drained {
-            self.call(|handler| handler.on_write_complete(conn));
+            handler.on_write_complete(conn);
         }
-
-        if core.interest.get() == Interest::READ && core.state.borrow().is_quiet() {
-            return;
-        }
-        self.conclude(conn);
+        let just_open = core.state.borrow().is_quiet() && core.interest.get() == Interest::READ;
+        !just_open && self.conclude(handler, conn)
     }
 
-    /// Step 6, for connections that are not just open.
-    fn conclude(&self, conn: &Connection<'_>) {
+    /// The rest of steps 5 and 6, for connections that are not just open.
+    #[inline(never)]
+    fn conclude(&self, handler: &mut H, conn: &Connection<'_>) -> bool {
         let core = &self.core;
         let event_loop = conn.event_loop();
         let limits = &core.context.limits;
-        if core.state.borrow().is_fin_due() {
+        let mut state = core.state.borrow_mut();
+        if let Some(crossed) = state.crossed(limits) {
+            let pending = state.pending_output();
+            drop(state);
+            match crossed {
+                Crossed::High => handler.on_high_water(conn, pending),
+                Crossed::Low => handler.on_low_water(conn),
+            }
+            state = core.state.borrow_mut();
+        }
+        if state.is_fin_due() {
             match self.transport.shutdown(core.socket()) {
                 Err(e) if e.kind() != io::ErrorKind::NotConnected => {
-                    core.state.borrow_mut().write_failed(e, &core.context.lender);
+                    state.write_failed(e, &core.context.lender);
                 }
                 // Not connected: the peer has reset the connection; reading will say how.
-                _ => core.state.borrow_mut().fin_sent(),
+                _ => state.fin_sent(),
             }
         }
-        let state = core.state.borrow();
         if state.is_over() {
-            drop(state);
-            self.tear_down(conn);
-            return;
+            return true;
         }
         let mut interest = Interest::NONE;
         interest.set(Interest::READ, state.wants_read());
@@ -269,9 +344,10 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
             && let Err(e) = event_loop.set_interest(core.token.get(), interest)
         {
             // The kernel is out of memory. Without events the connection would hang for ever.
-            core.end(event_loop, CloseReason::ReadFailed(e));
-            core.schedule(event_loop);
+            core.state.borrow_mut().read_failed(e, &core.context.lender);
+            return true;
         }
+        false
     }
 
     /// The end. The socket closes when the loop drops us, at the end of the turn.
@@ -290,7 +366,11 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         // The loop still holds us, so this is not the last reference.
         let _resident = core.context.registry.remove(core.place().slot);
         log::debug!("connection {} to {}: {reason}", conn.id(), conn.peer_addr());
-        let on_close = || self.call(|handler| handler.on_close(conn, &reason));
+        let on_close = || {
+            if let Some(handler) = &mut *self.handler.borrow_mut() {
+                handler.on_close(conn, &reason);
+            }
+        };
         // Its panic has been logged and counted; there is nothing left to end.
         let _ = event_loop.isolate("on_close", on_close);
         core.context.closed(event_loop);
@@ -303,42 +383,24 @@ impl<T: Transport, H: Handler> Source for Endpoint<T, H> {
     }
 
     fn on_event(&self, event_loop: &EventLoop, event: Event) {
-        let gone = Ready::ERROR | Ready::HANGUP;
-        let conn = Connection::new(event_loop, &self.core);
-        self.core.busy.set(true);
-        let (blocked, wants_read) = {
-            let state = self.core.state.borrow();
-            (state.is_blocked(), state.wants_read())
-        };
-        if blocked && event.ready.intersects(Ready::WRITE | gone) {
-            self.flush();
-        }
-        if event.ready.intersects(Ready::READ | gone) {
-            if wants_read {
-                self.receive(&conn);
-            } else if event.ready.intersects(gone) {
-                self.hung_up();
+        self.event(event_loop, |handler, conn| {
+            if event.ready != Ready::READ {
+                return self.on_unusual_event(handler, conn, event.ready);
             }
-        }
-        self.settle(&conn);
-        self.core.busy.set(false);
+            self.receive(handler, conn);
+            false
+        });
     }
 
     fn on_turn_end(&self, event_loop: &EventLoop, _: Token) {
-        let conn = Connection::new(event_loop, &self.core);
         self.core.unschedule();
-        self.core.busy.set(true);
-        let held = {
-            let mut state = self.core.state.borrow_mut();
-            let deliverable = state.is_deliverable(&self.core.context.limits);
-            deliverable.then(|| state.take_input())
-        };
-        if let Some(input) = held {
-            self.core.state.borrow_mut().received(0);
-            self.deliver(&conn, input);
-        }
-        self.settle(&conn);
-        self.core.busy.set(false);
+        self.event(event_loop, |handler, conn| {
+            let held = self.core.state.borrow_mut().begin_delivery(&self.core.context.limits);
+            if let Some(input) = held {
+                self.deliver(handler, conn, input);
+            }
+            false
+        });
     }
 
     fn on_panic(&self, event_loop: &EventLoop, _: Token) {

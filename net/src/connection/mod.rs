@@ -108,9 +108,11 @@ impl<'l> Connection<'l> {
 
     /// Sends what is in `buffer` and leaves it empty. Does not copy: what is large, or alone,
     /// moves with its storage.
-    #[inline]
+    #[inline(always)]
     pub fn send_buffer(&self, buffer: &mut Buffer) {
-        self.queue(Outgoing::Buffer(buffer));
+        if !self.core.queue_first(self.event_loop, buffer) {
+            self.queue(Outgoing::Buffer(buffer));
+        }
     }
 
     /// Sends bytes that other connections send too: what is large is not copied.
@@ -137,7 +139,7 @@ impl<'l> Connection<'l> {
         Ok(self.core.queue(self.event_loop, Outgoing::Bytes(bytes))?)
     }
 
-    #[inline]
+    #[inline(never)]
     fn queue(&self, outgoing: Outgoing<'_>) {
         if self.core.has_outstanding() {
             // What other threads sent before this leaves before this.
@@ -192,7 +194,7 @@ impl<'l> Connection<'l> {
     /// Bytes received so far.
     #[must_use]
     pub fn bytes_received(&self) -> u64 {
-        self.core.state.borrow().bytes_received()
+        self.core.received.get()
     }
 
     /// Bytes handed to the kernel so far.

@@ -52,6 +52,13 @@ impl Outgoing<'_> {
         }
     }
 
+    /// It is not going to be sent: a buffer is left empty as if it had been.
+    pub(super) fn discard(self) {
+        if let Outgoing::Buffer(buffer) = self {
+            buffer.clear();
+        }
+    }
+
     /// Bytes of memory that are held until they are sent.
     fn weight(&self) -> usize {
         match self {
@@ -87,10 +94,9 @@ impl Segment {
     }
 }
 
-/// What to send next.
+/// What to send next: pieces in memory, or part of a file.
 #[expect(clippy::large_enum_variant, reason = "lives on the stack for one system call")]
 pub(crate) enum Next<'a> {
-    Bytes(&'a [u8]),
     Slices([IoSlice<'a>; MAX_SLICES], usize),
     File(&'a FileRange),
 }
@@ -123,18 +129,23 @@ impl Output {
         self.frozen_weight + self.tail.capacity() + more.weight()
     }
 
+    /// Queues the contents of a buffer when nothing else waits. The buffer becomes the tail as it
+    /// is: an echo copies nothing.
+    #[inline(always)]
+    pub(crate) fn push_first(&mut self, buffer: &mut Buffer) {
+        self.len = buffer.len();
+        // The tail is empty and without storage now, which is what the caller's buffer becomes.
+        std::mem::swap(&mut self.tail, buffer);
+    }
+
     /// Queues behind everything else. Below `SMALL` bytes copying is cheaper than one more segment.
-    #[inline]
     pub(crate) fn push(&mut self, outgoing: Outgoing<'_>, lender: &Lender) {
         let len = outgoing.len();
         if len == 0 {
             return;
         }
         match outgoing {
-            // The echo: nothing waits, so the buffer becomes the tail as it is.
-            Outgoing::Buffer(buffer) if self.len == 0 => {
-                self.replace_tail(std::mem::take(buffer), lender);
-            }
+            Outgoing::Buffer(buffer) if self.len == 0 => return self.push_first(buffer),
             Outgoing::Buffer(buffer) if len >= SMALL => {
                 self.freeze_tail();
                 self.tail = std::mem::take(buffer);
@@ -178,24 +189,14 @@ impl Output {
         }
     }
 
+    /// Everything, if it lies in one piece: the common case, and the cheap one.
     #[inline]
-    fn replace_tail(&mut self, tail: Buffer, lender: &Lender) {
-        let old = std::mem::replace(&mut self.tail, tail);
-        if old.capacity() > 0 {
-            lender.give_back(old);
-        }
+    pub(crate) fn single(&self) -> Option<&[u8]> {
+        self.frozen.is_empty().then(|| self.tail.readable())
     }
 
-    /// What one system call should send: one slice, several, or part of a file.
-    #[inline]
+    /// What one system call should send.
     pub(crate) fn next(&self) -> Next<'_> {
-        if self.frozen.is_empty() {
-            return Next::Bytes(self.tail.readable());
-        }
-        self.next_of_several()
-    }
-
-    fn next_of_several(&self) -> Next<'_> {
         if let Some(Segment::File(range)) = self.frozen.front() {
             return Next::File(range);
         }
@@ -212,21 +213,16 @@ impl Output {
         Next::Slices(slices, count)
     }
 
-    /// Takes `n` bytes off the front, which have been sent.
-    #[inline]
-    pub(crate) fn advance(&mut self, n: usize, lender: &Lender) {
-        self.len -= n;
-        if self.frozen.is_empty() {
-            self.tail.consume(n);
-        } else {
-            self.advance_segments(n, lender);
-        }
-        if self.len == 0 {
-            self.replace_tail(Buffer::new(), lender);
-        }
+    /// Everything has been sent, which was in one piece.
+    #[inline(always)]
+    pub(crate) fn pop_single(&mut self, lender: &Lender) {
+        self.len = 0;
+        lender.give_back(std::mem::take(&mut self.tail));
     }
 
-    fn advance_segments(&mut self, mut n: usize, lender: &Lender) {
+    /// Takes `n` bytes off the front, which have been sent.
+    pub(crate) fn advance(&mut self, mut n: usize, lender: &Lender) {
+        self.len -= n;
         while let Some(front) = self.frozen.front_mut() {
             let done = match front {
                 Segment::Buffer(buffer) => take_up_to(&mut n, buffer.len(), |k| buffer.consume(k)),
@@ -244,6 +240,9 @@ impl Output {
             self.pop_front(lender);
         }
         self.tail.consume(n);
+        if self.len == 0 {
+            lender.give_back(std::mem::take(&mut self.tail));
+        }
     }
 
     fn pop_front(&mut self, lender: &Lender) {
@@ -271,7 +270,7 @@ impl Output {
         while !self.frozen.is_empty() {
             self.pop_front(lender);
         }
-        self.replace_tail(Buffer::new(), lender);
+        lender.give_back(std::mem::take(&mut self.tail));
         std::mem::take(&mut self.len)
     }
 }

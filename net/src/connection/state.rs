@@ -4,16 +4,23 @@
 //! error, bytes were taken by the kernel) and asks what is to be done next. So all the rules about
 //! order, back pressure and closing stand here and can be tested without a socket.
 //!
+//! Reading and writing end independently:
+//!
 //! ```text
-//!              reading                                 writing
-//!   Open ──EOF──▶ Eof ──told──▶ Told        Open ──shutdown──▶ Finishing ──FIN──▶ Finished
-//!     └──────error──────▶ Failed              └────────────error──────────▶ Failed
+//!              reading                                    writing
+//!   open ──EOF──▶ EOF ──told──▶ EOF_TOLD        open ──shutdown──▶ FINISHING ──FIN──▶ FIN_SENT
+//!     └──────error──────▶ READ_FAILED             └─────────────error────────▶ WRITE_FAILED
 //! ```
 //!
-//! It is over when both sides are at their end, when reading failed, or at once for a reason of
-//! our own (close, a limit, a deadline).
+//! It is over when both are at their end, when reading failed, or at once for a reason of our own
+//! (close, a limit, a deadline).
+//!
+//! Whatever is unusual about a connection is a bit of [`Status`]. One that is just open has none,
+//! and most questions that each message asks are answered by a single test for that.
 
 use std::io;
+
+use bitflags::bitflags;
 
 use super::output::{Next, Outgoing, Output};
 use super::reason::CloseReason;
@@ -21,26 +28,41 @@ use crate::Buffer;
 use crate::lender::Lender;
 use crate::limits::Limits;
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Reading {
-    #[default]
-    Open,
-    /// The peer's end of stream came; the handler is told when it has had all input.
-    Eof,
-    /// The handler knows.
-    Told,
-    Failed,
-}
+bitflags! {
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    struct Status: u16 {
+        /// The peer's end of stream has come; the handler is told when it has had all input.
+        const EOF = 1;
+        /// The handler knows of the end of stream.
+        const EOF_TOLD = 1 << 1;
+        const READ_FAILED = 1 << 2;
+        /// The handler has shut down; what it sent before still leaves.
+        const FINISHING = 1 << 3;
+        const FIN_SENT = 1 << 4;
+        const WRITE_FAILED = 1 << 5;
+        /// It ends now, whatever the two sides are doing.
+        const AT_ONCE = 1 << 6;
+        /// The peer's end of stream came before our shutdown.
+        const PEER_WAS_FIRST = 1 << 7;
+        /// The program has paused reading more often than resumed it.
+        const PAUSED = 1 << 8;
+        /// Output went above the high-water mark and has not come down to the low one.
+        const ABOVE_HIGH = 1 << 9;
+        /// The handler stopped in the middle of its input because it may not go on.
+        const HELD = 1 << 10;
+        /// The kernel's buffer is full; it will tell when there is room.
+        const BLOCKED = 1 << 11;
+        /// The peer is gone but reading is paused.
+        const HUNG_UP = 1 << 12;
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Writing {
-    #[default]
-    Open,
-    /// The handler has shut down; what it sent before still leaves.
-    Finishing,
-    /// FIN is sent.
-    Finished,
-    Failed,
+        const READ_OVER = Self::EOF_TOLD.bits() | Self::READ_FAILED.bits();
+        const WRITE_OVER = Self::FIN_SENT.bits() | Self::WRITE_FAILED.bits();
+        /// Nothing is received.
+        const NO_READ = Self::EOF.bits() | Self::READ_OVER.bits() | Self::AT_ONCE.bits()
+            | Self::PAUSED.bits() | Self::ABOVE_HIGH.bits();
+        /// Nothing more can be queued.
+        const NO_SEND = Self::FINISHING.bits() | Self::WRITE_OVER.bits() | Self::AT_ONCE.bits();
+    }
 }
 
 /// Why something cannot be sent.
@@ -60,66 +82,70 @@ pub(crate) enum Crossed {
 /// The state of one connection.
 #[derive(Default)]
 pub(crate) struct State {
+    status: Status,
+    /// How many more times the program has paused reading than resumed it.
+    pauses: u32,
     /// What the handler has not consumed. Right-sized or empty: a lent buffer goes back.
     input: Buffer,
     output: Output,
+    sent: u64,
     /// What went wrong first.
     failure: Option<Box<CloseReason>>,
-    received: u64,
-    sent: u64,
-    /// How many more times the program has paused reading than resumed it.
-    pauses: u32,
-    reading: Reading,
-    writing: Writing,
-    /// It ends now, whatever the two sides are doing.
-    at_once: bool,
-    /// The peer's end of stream came before our shutdown.
-    peer_was_first: bool,
-    /// Output went above the high-water mark and has not come down to the low one.
-    above_high: bool,
-    /// The handler stopped in the middle of its input because it may not go on.
-    held: bool,
-    /// The kernel's buffer is full; it will tell when there is room.
-    blocked: bool,
-    /// Output has just run empty and the handler has not been told.
-    drained: bool,
-    /// The peer is gone but the handler has paused reading.
-    hung_up: bool,
 }
 
 /// What happens to the peer's bytes.
 impl State {
-    pub(crate) fn take_input(&mut self) -> Buffer {
+    /// Whether to receive, and the handler has left nothing to which the new bytes are added.
+    #[inline]
+    pub(crate) fn wants_read_into_empty(&self) -> bool {
+        self.wants_read() && !self.input.has_storage()
+    }
+
+    /// Before a receive: what the handler has left. `None` if nothing is to be received now.
+    pub(crate) fn begin_read(&mut self) -> Option<Buffer> {
+        self.wants_read().then(|| self.take_input())
+    }
+
+    fn take_input(&mut self) -> Buffer {
+        self.status.remove(Status::HELD);
         std::mem::take(&mut self.input)
     }
 
-    /// Counts `n` bytes that are about to be given to the handler.
-    #[inline]
-    pub(crate) fn received(&mut self, n: usize) {
-        self.received += n as u64;
-        self.held = false;
+    /// Before input that was held back is delivered again. `None` if it is not the time.
+    pub(crate) fn begin_delivery(&mut self, limits: &Limits) -> Option<Buffer> {
+        self.is_deliverable(limits).then(|| self.take_input())
     }
 
-    /// Takes the rest of the input back from the handler.
-    #[inline]
+    /// Takes back what the handler has left of its input. If it left nothing there is nothing to
+    /// take back.
     pub(crate) fn keep_input(&mut self, input: Buffer, limits: &Limits) {
-        self.held = !input.is_empty() && !self.wants_input(limits);
         self.input = input;
+        if !self.wants_input(limits) {
+            self.hold_rest();
+        }
     }
 
     /// The stream has ended. What is unconsumed stays with us.
     pub(crate) fn peer_eof(&mut self) {
-        if self.reading == Reading::Open {
-            self.reading = Reading::Eof;
-            self.peer_was_first = self.writing == Writing::Open;
+        if !self.status.intersects(Status::WRITE_OVER | Status::FINISHING) {
+            self.status.insert(Status::PEER_WAS_FIRST);
         }
+        self.status.insert(Status::EOF);
+    }
+
+    /// Whether the peer's end of stream has come.
+    #[inline]
+    pub(crate) fn is_eof(&self) -> bool {
+        self.status.contains(Status::EOF)
     }
 
     /// True once, when the handler is to be told of the peer's end of stream.
+    #[inline(never)]
     pub(crate) fn take_half_close(&mut self) -> bool {
-        let due = self.reading == Reading::Eof && !self.held && !self.at_once;
+        let due = self.is_eof()
+            && !self.status.intersects(Status::HELD | Status::READ_OVER | Status::AT_ONCE);
         if due {
-            self.reading = Reading::Told;
+            self.status.insert(Status::EOF_TOLD);
         }
         due
     }
@@ -127,68 +153,85 @@ impl State {
     /// Whether to receive.
     #[inline]
     pub(crate) fn wants_read(&self) -> bool {
-        self.reading == Reading::Open && self.pauses == 0 && !self.above_high && !self.at_once
+        !self.status.intersects(Status::NO_READ)
     }
 
     /// Whether the handler should go on with the input it has: not if the program paused reading,
     /// if the answers so far are more than the peer takes, or if this is the end.
-    #[inline]
     pub(crate) fn wants_input(&self, limits: &Limits) -> bool {
-        self.pauses == 0
-            && !self.above_high
+        !self.status.intersects(Status::PAUSED | Status::ABOVE_HIGH | Status::AT_ONCE)
             && self.output.len() <= limits.high_water
-            && !self.at_once
     }
 
     /// Whether input that was held back can be delivered now.
     pub(crate) fn is_deliverable(&self, limits: &Limits) -> bool {
-        self.held && self.wants_input(limits)
+        self.status.contains(Status::HELD) && self.wants_input(limits)
     }
 
     pub(crate) fn pause(&mut self) {
         self.pauses += 1;
+        self.status.insert(Status::PAUSED);
     }
 
     /// Ends one pause. Without one, does nothing.
     pub(crate) fn resume(&mut self) {
         self.pauses = self.pauses.saturating_sub(1);
-        self.hold_rest();
+        if self.pauses == 0 && self.status.contains(Status::PAUSED) {
+            self.status.remove(Status::PAUSED);
+            self.hold_rest();
+        }
     }
 
     /// What is left is to be delivered again, without new bytes.
     fn hold_rest(&mut self) {
-        self.held |= !self.input.is_empty();
+        if !self.input.is_empty() {
+            self.status.insert(Status::HELD);
+        }
     }
 
     /// The kernel says that the peer is gone, while reading is paused.
     pub(crate) fn hung_up(&mut self) {
-        self.hung_up = true;
+        self.status.insert(Status::HUNG_UP);
     }
 
     /// The handler has had everything there will ever be.
     pub(crate) fn is_read_over(&self) -> bool {
-        matches!(self.reading, Reading::Told | Reading::Failed)
+        self.status.intersects(Status::READ_OVER)
     }
 }
 
 /// What happens to our bytes.
 impl State {
-    /// Queues something to send.
-    #[inline]
+    /// Queues something to send. What is refused is dropped.
     pub(crate) fn queue(
         &mut self,
         outgoing: Outgoing<'_>,
         limits: &Limits,
         lender: &Lender,
     ) -> Result<(), Refusal> {
-        if self.writing != Writing::Open || self.at_once {
-            return Err(Refusal::Closed);
-        }
-        if self.output.weight_with(&outgoing) > limits.output {
-            return Err(Refusal::Full);
+        let refusal = if self.status.intersects(Status::NO_SEND) {
+            Some(Refusal::Closed)
+        } else {
+            (self.output.weight_with(&outgoing) > limits.output).then_some(Refusal::Full)
+        };
+        if let Some(refusal) = refusal {
+            outgoing.discard();
+            return Err(refusal);
         }
         self.output.push(outgoing, lender);
         Ok(())
+    }
+
+    /// The short way for a buffer, when it is the first to be queued. False if it is not open.
+    #[inline(always)]
+    pub(crate) fn queue_first(&mut self, buffer: &mut Buffer, limits: &Limits) -> bool {
+        let open = self.output.is_empty()
+            && !self.status.intersects(Status::NO_SEND)
+            && buffer.capacity() <= limits.output;
+        if open {
+            self.output.push_first(buffer);
+        }
+        open
     }
 
     pub(crate) fn pending_output(&self) -> usize {
@@ -198,60 +241,68 @@ impl State {
     /// Whether a flush has something to do.
     #[inline]
     pub(crate) fn can_flush(&self) -> bool {
-        !self.output.is_empty() && !self.blocked && !self.at_once
+        !self.output.is_empty() && !self.status.intersects(Status::BLOCKED | Status::AT_ONCE)
     }
 
-    /// What to hand to the kernel.
+    /// What to hand to the kernel, if it is in one piece; otherwise there is `next_output`.
     #[inline]
+    pub(crate) fn single_output(&self) -> Option<&[u8]> {
+        self.output.single()
+    }
+
     pub(crate) fn next_output(&self) -> Next<'_> {
         self.output.next()
     }
 
-    /// The kernel took `n` of the bytes offered.
-    #[inline]
-    pub(crate) fn wrote(&mut self, n: usize, offered: usize, lender: &Lender) {
-        self.sent += n as u64;
-        self.output.advance(n, lender);
-        self.blocked = n < offered;
-        self.drained = self.output.is_empty();
-        if self.blocked {
-            self.output.trim(lender);
-        }
+    /// The kernel took all the output there was, which was in one piece.
+    #[inline(always)]
+    pub(crate) fn wrote_single(&mut self, lender: &Lender) {
+        self.sent += self.output.len() as u64;
+        self.output.pop_single(lender);
     }
 
-    /// The kernel's buffer was full.
+    /// The kernel took `n` of the bytes offered. True if that was all there is.
+    pub(crate) fn wrote(&mut self, n: usize, offered: usize, lender: &Lender) -> bool {
+        self.sent += n as u64;
+        self.output.advance(n, lender);
+        if n < offered {
+            self.would_block(lender);
+        }
+        self.output.is_empty()
+    }
+
+    /// There is room again.
+    pub(crate) fn unblock(&mut self) {
+        self.status.remove(Status::BLOCKED);
+    }
+
+    /// The kernel's buffer is full.
     pub(crate) fn would_block(&mut self, lender: &Lender) {
-        self.blocked = true;
+        self.status.insert(Status::BLOCKED);
         self.output.trim(lender);
     }
 
     /// Whether to wait for room in the kernel's buffer.
     #[inline]
     pub(crate) fn is_blocked(&self) -> bool {
-        self.blocked
+        self.status.contains(Status::BLOCKED)
     }
 
-    /// Whether the output's length has crossed a mark. Coming down to the low one also means
-    /// that input left over may be delivered again.
-    #[inline]
+    /// Whether the output's length has crossed a mark: the high one only if the kernel takes no
+    /// more, for until it was asked nobody knows that the peer is slow. Coming down to the low one
+    /// also means that input left over may be delivered again.
     pub(crate) fn crossed(&mut self, limits: &Limits) -> Option<Crossed> {
-        let len = self.output.len();
-        if !self.above_high && len > limits.high_water {
-            self.above_high = true;
+        let (len, above) = (self.output.len(), self.status.contains(Status::ABOVE_HIGH));
+        if !above && len > limits.high_water && self.is_blocked() {
+            self.status.insert(Status::ABOVE_HIGH);
             return Some(Crossed::High);
         }
-        if self.above_high && len <= limits.low_water {
-            self.above_high = false;
+        if above && len <= limits.low_water {
+            self.status.remove(Status::ABOVE_HIGH);
             self.hold_rest();
             return Some(Crossed::Low);
         }
         None
-    }
-
-    /// True once after the last byte was handed to the kernel.
-    #[inline]
-    pub(crate) fn take_drained(&mut self) -> bool {
-        std::mem::take(&mut self.drained)
     }
 }
 
@@ -259,48 +310,48 @@ impl State {
 impl State {
     /// No more output; what is queued still leaves.
     pub(crate) fn shutdown(&mut self) {
-        if self.writing == Writing::Open {
-            self.writing = Writing::Finishing;
-        }
+        self.status.insert(Status::FINISHING);
     }
 
     /// Whether to send FIN now. If the peer has finished too, closing does that.
     pub(crate) fn is_fin_due(&self) -> bool {
-        self.writing == Writing::Finishing && self.output.is_empty() && !self.is_over()
+        self.status.contains(Status::FINISHING)
+            && !self.status.intersects(Status::WRITE_OVER)
+            && self.output.is_empty()
+            && !self.is_over()
     }
 
     pub(crate) fn fin_sent(&mut self) {
-        self.writing = Writing::Finished;
+        self.status.insert(Status::FIN_SENT);
     }
 
     pub(crate) fn is_fin_sent(&self) -> bool {
-        self.writing == Writing::Finished
+        self.status.contains(Status::FIN_SENT)
     }
 
     /// Receiving failed: nothing comes and nothing leaves any more.
     pub(crate) fn read_failed(&mut self, error: io::Error, lender: &Lender) {
-        self.reading = Reading::Failed;
-        self.writing = Writing::Failed;
+        self.status.insert(Status::READ_FAILED | Status::WRITE_FAILED);
         self.drop_output(lender);
         self.store(CloseReason::ReadFailed(error));
     }
 
     /// Sending failed: what the peer sent before that can still be read.
     pub(crate) fn write_failed(&mut self, error: io::Error, lender: &Lender) {
-        self.writing = Writing::Failed;
+        self.status.insert(Status::WRITE_FAILED);
         self.drop_output(lender);
         self.store(CloseReason::WriteFailed(error));
     }
 
     /// Ends now, for a reason of our own. Output not yet sent is dropped.
     pub(crate) fn end(&mut self, reason: CloseReason) {
-        self.at_once = true;
+        self.status.insert(Status::AT_ONCE);
         self.store(reason);
     }
 
     /// Whether it has ended, or will right after this callback.
     pub(crate) fn is_ended(&self) -> bool {
-        self.at_once
+        self.status.contains(Status::AT_ONCE)
     }
 
     fn store(&mut self, reason: CloseReason) {
@@ -309,59 +360,42 @@ impl State {
 
     fn drop_output(&mut self, lender: &Lender) {
         self.output.clear(lender);
-        self.blocked = false;
-        self.drained = false;
+        self.status.remove(Status::BLOCKED);
     }
 
     /// Whether to tear the connection down.
     pub(crate) fn is_over(&self) -> bool {
-        if self.at_once {
-            return true;
-        }
-        let written = match self.writing {
-            Writing::Open => false,
-            Writing::Finishing => self.output.is_empty(),
-            Writing::Finished | Writing::Failed => true,
-        };
-        match self.reading {
-            Reading::Open | Reading::Eof => false,
-            Reading::Told => written,
-            Reading::Failed => !self.held,
-        }
+        let status = self.status;
+        let written = status.intersects(Status::WRITE_OVER)
+            || (status.contains(Status::FINISHING) && self.output.is_empty());
+        status.contains(Status::AT_ONCE)
+            // What is held back is delivered first.
+            || (status.contains(Status::READ_FAILED) && !status.contains(Status::HELD))
+            || (status.contains(Status::EOF_TOLD) && written)
     }
 
     /// Whether only the peer keeps this connection from its end, so that a deadline must.
     pub(crate) fn lingers(&self) -> bool {
-        match self.writing {
-            Writing::Open => self.hung_up,
-            Writing::Finishing | Writing::Finished | Writing::Failed => !self.is_over(),
-        }
+        let ending = Status::FINISHING | Status::WRITE_OVER | Status::HUNG_UP;
+        self.status.intersects(ending) && !self.is_over()
     }
 
-    /// Nothing but open: no end in sight, nothing to deliver, send or tell.
+    /// Just open: nothing to deliver, send or tell, and no end in sight.
     #[inline]
     pub(crate) fn is_quiet(&self) -> bool {
-        self.reading == Reading::Open
-            && self.writing == Writing::Open
-            && self.output.is_empty()
-            && !(self.at_once | self.above_high | self.held | self.drained | self.hung_up)
-            && self.pauses == 0
+        self.status.is_empty() && self.output.is_empty()
     }
 
     /// Takes the reason, and gives all memory back.
     pub(crate) fn finish(&mut self, lender: &Lender) -> CloseReason {
         lender.give_back(std::mem::take(&mut self.input));
         self.drop_output(lender);
-        self.at_once = true;
+        self.status.insert(Status::AT_ONCE);
         match self.failure.take() {
             Some(failure) => *failure,
-            None if self.peer_was_first => CloseReason::PeerClosed,
+            None if self.status.contains(Status::PEER_WAS_FIRST) => CloseReason::PeerClosed,
             None => CloseReason::ShutDown,
         }
-    }
-
-    pub(crate) fn bytes_received(&self) -> u64 {
-        self.received
     }
 
     pub(crate) fn bytes_sent(&self) -> u64 {

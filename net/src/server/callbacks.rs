@@ -101,7 +101,7 @@ where
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn on_message(&mut self, conn: &Connection<'_>, input: &mut Buffer) {
         (self.0.message)(conn, input);
     }

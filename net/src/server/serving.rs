@@ -189,8 +189,9 @@ impl Acceptance for Base {
         shared.accepted.fetch_add(1, Ordering::Relaxed);
         let pool = self.pool.borrow();
         let Some(chosen) = pool.as_ref().and_then(|pool| pool.place(key(peer))) else {
-            shared.lost.fetch_add(1, Ordering::Relaxed);
-            log::error!("closing the connection of {peer}: all loops have ended");
+            if shared.lost.fetch_add(1, Ordering::Relaxed) == 0 {
+                log::error!("closing connections to {}: all loops have ended", shared.local_addr);
+            }
             return;
         };
         let ticket = Ticket::new(shared, chosen);
@@ -206,11 +207,6 @@ impl Acceptance for Base {
     fn refused(&self) {
         self.shared.refused.fetch_add(1, Ordering::Relaxed);
     }
-
-    fn loop_ended(&self, _: &EventLoop) {
-        self.give_up_pool();
-        self.shared.set_ended();
-    }
 }
 
 /// By which [`Placement::Hash`](ruduo_reactor::Placement) sends a peer to the same loop again.
@@ -225,7 +221,15 @@ fn adopt(event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: SocketAd
     if let Some(server) = event_loop.local::<Servers>().serving(ticket.shared.id) {
         server.adopt(event_loop, ticket, socket, peer);
     } else {
-        log::error!("closing the connection of {peer}: its loop does not serve any more");
+        log::debug!("closing the connection of {peer}: its loop does not serve any more");
+    }
+}
+
+/// However a server ends, also with its loop: nobody waits for it for ever.
+impl Drop for Base {
+    fn drop(&mut self) {
+        self.give_up_pool();
+        self.shared.set_ended();
     }
 }
 

@@ -74,7 +74,8 @@ pub struct EventLoop {
     now: Cell<Option<Instant>>,
     turns: Cell<u64>,
     panics: Cell<u64>,
-    panic_policy: PanicPolicy,
+    /// How it was made.
+    settings: EventLoopBuilder,
     /// Neither `Send` nor `Sync`.
     _thread: PhantomData<*const ()>,
 }
@@ -158,7 +159,7 @@ impl EventLoopBuilder {
             now: Cell::new(None),
             turns: Cell::new(0),
             panics: Cell::new(0),
-            panic_policy: self.panic_policy,
+            settings: self,
             _thread: PhantomData,
         })
     }
@@ -419,7 +420,11 @@ impl EventLoop {
     }
 
     pub(crate) fn panic_policy(&self) -> PanicPolicy {
-        self.panic_policy
+        self.settings.panic_policy
+    }
+
+    pub(crate) fn settings(&self) -> &EventLoopBuilder {
+        &self.settings
     }
 
     /// Nanoseconds since the loop was made, by the clock.

@@ -19,6 +19,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::{Dead, EventLoop, Phase, WAKER};
+use crate::channel::Settings;
 use crate::handle::PostError;
 use crate::poller::{Event, Events, Ready};
 use crate::timer::Timer;
@@ -62,22 +63,40 @@ impl EventLoop {
         // A handle's quit arrives with the tasks; one from before `run` is here already.
         self.collect_incoming();
         while !self.quit.get() {
-            self.wait(&mut events)?;
-            for phase in [Self::dispatch, Self::fire_timers, Self::run_tasks, Self::end_turn] {
-                phase(self, &events);
-                if self.quit.get() {
-                    break;
-                }
-            }
+            self.turn(&mut events)?;
         }
         Ok(())
     }
 
-    fn wait(&self, events: &mut Events) -> io::Result<()> {
-        let shared = self.handle.shared();
-        if shared.is_forked() {
+    /// A phase without work costs no more than a look.
+    fn turn(&self, events: &mut Events) -> io::Result<()> {
+        self.wait(events)?;
+        self.dispatch(events);
+        if self.goes_on()? && !self.timers.is_empty() {
+            self.fire_timers();
+        }
+        if self.goes_on()? && self.has_tasks() {
+            self.run_tasks();
+        }
+        if self.goes_on()? {
+            self.call_turn_ends();
+            self.drop_dead();
+        }
+        Ok(())
+    }
+
+    /// After a phase, whether the next one follows. A callback may have told the loop to quit, or
+    /// forked, and this is the child.
+    #[inline(always)]
+    fn goes_on(&self) -> io::Result<bool> {
+        if self.handle.shared().is_forked() {
             return Err(PostError::Forked.into());
         }
+        Ok(!self.quit.get())
+    }
+
+    fn wait(&self, events: &mut Events) -> io::Result<()> {
+        let shared = self.handle.shared();
         let timeout = self.timeout();
         if timeout == Some(Duration::ZERO) {
             self.poller.wait(events, timeout)?;
@@ -99,6 +118,9 @@ impl EventLoop {
         if !self.tasks.borrow().is_empty() || !self.at_turn_end.borrow().is_empty() {
             return Some(Duration::ZERO);
         }
+        if self.timers.is_empty() {
+            return None;
+        }
         let expiry = self.timers.next_expiry()?;
         Some(Duration::from_nanos(expiry.saturating_sub(self.clock())))
     }
@@ -106,28 +128,42 @@ impl EventLoop {
     /// The batch of events, in the kernel's order.
     fn dispatch(&self, events: &Events) {
         let next = Cell::new(0);
-        let deliver_next = || {
-            let Some(event) = events.get(next.get()) else { return false };
-            next.set(next.get() + 1);
-            self.deliver(event);
-            true
+        let deliver_rest = || {
+            self.deliver_rest(events, &next);
+            false
         };
-        self.each("the handler of an event", deliver_next, || {
-            if let Some(culprit) = events.get(next.get() - 1) {
+        self.each("the handler of an event", deliver_rest, || {
+            if let Some(culprit) = events.iter_from(next.get() - 1).next() {
                 self.tell_of_panic(culprit.token);
             }
         });
     }
 
-    #[inline]
+    /// A function of its own so that nothing but `next` lives in memory.
+    #[inline(never)]
+    fn deliver_rest(&self, events: &Events, next: &Cell<usize>) {
+        for event in events.iter_from(next.get()) {
+            next.set(next.get() + 1);
+            self.deliver(event);
+        }
+    }
+
+    #[inline(always)]
     fn deliver(&self, event: Event) {
+        match self.channels.get_waiting(event) {
+            Some(source) => source.on_event(self, event),
+            None => self.deliver_unasked(event),
+        }
+    }
+
+    /// An event that is not, or not only, what a channel waits for.
+    #[inline(never)]
+    fn deliver_unasked(&self, event: Event) {
         if event.token == WAKER {
-            self.handle.shared().waker.acknowledge();
-            self.signals.look();
-            return;
+            return self.woken();
         }
         // Nobody there: it was removed earlier in this batch.
-        let Some((source, mut settings)) = self.channels.get(event.token) else { return };
+        let Some((source, settings)) = self.channels.get(event.token) else { return };
         let unasked = Ready::ERROR | Ready::HANGUP;
         let wanted = Ready::from_bits_retain(settings.interest.bits()) | unasked;
         let ready = event.ready & wanted;
@@ -138,17 +174,19 @@ impl EventLoop {
         if settings.interest.is_empty() {
             // An error or hang-up nobody waits for would be reported by every wait from now on.
             self.unwatch(&*source);
-            settings.watched = false;
-            self.channels.set(event.token, settings);
+            self.channels.set(event.token, Settings { watched: false, ..settings });
         }
         source.on_event(self, Event { ready, ..event });
     }
 
+    fn woken(&self) {
+        self.handle.shared().waker.acknowledge();
+        self.signals.look();
+    }
+
     /// Timers whose deadline is over.
-    fn fire_timers(&self, _: &Events) {
-        if self.timers.is_empty() {
-            return;
-        }
+    #[inline(never)]
+    fn fire_timers(&self) {
         // After the I/O callbacks the time of the turn may be old.
         let now = self.clock();
         let due = self.timers.begin_batch(now);
@@ -177,8 +215,16 @@ impl EventLoop {
         self.timers.end_batch(due);
     }
 
+    #[inline(always)]
+    fn has_tasks(&self) -> bool {
+        self.handle.shared().inbox.is_pending()
+            || !self.tasks.borrow().is_empty()
+            || self.signals.is_to_look()
+    }
+
     /// Signals, then tasks: those that are there now, within bounds of number and time.
-    fn run_tasks(&self, _: &Events) {
+    #[inline(never)]
+    fn run_tasks(&self) {
         self.call_signal_handlers();
         self.collect_incoming();
         let batch = self.tasks.borrow().len().min(MAX_TASKS);
@@ -231,7 +277,8 @@ impl EventLoop {
     /// Moves what other threads have posted behind the tasks that are here already.
     pub(super) fn collect_incoming(&self) {
         let inbox = &self.handle.shared().inbox;
-        if !inbox.is_pending() {
+        // In a forked child the lock may be held by a thread that exists only in the parent.
+        if !inbox.is_pending() || self.handle.shared().is_forked() {
             return;
         }
         let mut incoming = self.incoming.borrow_mut();
@@ -242,16 +289,16 @@ impl EventLoop {
         incoming.shrink_to(KEEP_CAPACITY);
     }
 
-    /// Sources that asked for it, then the dead.
-    fn end_turn(&self, _: &Events) {
-        self.call_turn_ends();
-        self.drop_dead();
+    /// Sources that asked to be called at the end of the turn.
+    #[inline(always)]
+    fn call_turn_ends(&self) {
+        if !self.at_turn_end.borrow().is_empty() {
+            self.call_turn_ends_now();
+        }
     }
 
-    fn call_turn_ends(&self) {
-        if self.at_turn_end.borrow().is_empty() {
-            return;
-        }
+    #[inline(never)]
+    fn call_turn_ends_now(&self) {
         let mut tokens = self.at_turn_end.take();
         let next = Cell::new(0);
         let call_next = || {
@@ -276,10 +323,15 @@ impl EventLoop {
         }
     }
 
+    #[inline(always)]
     fn drop_dead(&self) {
-        if self.graveyard.borrow().is_empty() {
-            return;
+        if !self.graveyard.borrow().is_empty() {
+            self.drop_dead_now();
         }
+    }
+
+    #[inline(never)]
+    fn drop_dead_now(&self) {
         let drop_next = || {
             let dead = self.graveyard.borrow_mut().pop();
             dead.is_some()
@@ -314,7 +366,8 @@ impl EventLoop {
         self.tasks.borrow_mut().extend(last.into_iter().map(|task| task as super::LocalTask));
         let count = self.tasks.borrow().len();
         self.run_batch(count, || true);
-        self.end_turn(&Events::with_capacity(0));
+        self.call_turn_ends();
+        self.drop_dead();
 
         self.phase.set(Phase::Ended);
         for token in self.channels.tokens() {

@@ -1,25 +1,21 @@
 //! The epoll(7) backend.
 
-use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use super::{Backend, Event, Interest, Mode, Ready};
+use super::{Backend, Interest, Mode, RawEvent, Ready};
 use crate::sys::epoll::{self, Op};
 use crate::token::Token;
 use crate::waker::{Waker, WakerKind};
 
 pub(super) struct Epoll {
     epoll: epoll::Epoll,
-    /// Where the kernel writes. Its events are packed and mean the same as ours, but `u64` and
-    /// flags of epoll do not belong into an interface that poll and kqueue share.
-    raw: RefCell<Vec<libc::epoll_event>>,
 }
 
 impl Backend for Epoll {
     fn new() -> io::Result<Epoll> {
-        Ok(Epoll { epoll: epoll::Epoll::new()?, raw: RefCell::default() })
+        Ok(Epoll { epoll: epoll::Epoll::new()? })
     }
 
     fn add(
@@ -46,18 +42,8 @@ impl Backend for Epoll {
         self.epoll.ctl(Op::Delete, fd, 0, 0)
     }
 
-    fn wait(&self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<()> {
-        let mut raw = self.raw.borrow_mut();
-        raw.clear();
-        raw.reserve_exact(events.capacity());
-        self.epoll.wait(&mut raw, timeout)?;
-        events.clear();
-        events.extend(raw.iter().map(|event| Event {
-            token: Token(event.u64),
-            // Interest and readiness share their bits with epoll; others are never asked for.
-            ready: Ready::from_bits_truncate(event.events as u8),
-        }));
-        Ok(())
+    fn wait(&self, events: &mut Vec<RawEvent>, timeout: Option<Duration>) -> io::Result<()> {
+        self.epoll.wait(events, timeout)
     }
 
     /// An eventfd is watched edge-triggered: each write is an edge of its own, so it need not be

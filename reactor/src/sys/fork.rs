@@ -18,7 +18,7 @@ static GENERATION: AtomicU32 = AtomicU32::new(0);
 pub(crate) fn generation() -> u32 {
     static WATCH: Once = Once::new();
     WATCH.call_once(|| {
-        // SAFETY: the handler only adds to an atomic, which is allowed in a forked child. A
+        // SAFETY: the handler only changes atomics, which is allowed in a forked child. A
         // failure (ENOMEM) leaves forks uncounted, as they would be without this file.
         let _ = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
     });
@@ -32,4 +32,5 @@ pub(crate) fn current_generation() -> u32 {
 
 extern "C" fn in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
+    super::signal::forget_parent();
 }

@@ -75,6 +75,15 @@ impl Drop for Installed {
     }
 }
 
+/// In a forked child: the parent's loops are not ours to wake, and a thread that was inside the
+/// handler at the fork is not here to leave it.
+pub(super) fn forget_parent() {
+    for slot in &SLOTS {
+        slot.wake_fd.store(-1, Ordering::SeqCst);
+    }
+    INSIDE.store(0, Ordering::SeqCst);
+}
+
 fn slot(signal: libc::c_int) -> Option<&'static Slot> {
     SLOTS.get(usize::try_from(signal).ok()?)
 }

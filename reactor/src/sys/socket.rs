@@ -43,11 +43,11 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketAddr)> {
 /// # Errors
 /// Those of recv(2). `InvalidInput` if there is no room, for a receive of length 0 would return 0
 /// and look like the end of the stream.
-#[inline]
+#[inline(always)]
 pub fn recv(socket: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> io::Result<usize> {
     let room = bytes.spare_capacity_mut();
     if room.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "receive into a full buffer"));
+        return Err(no_room());
     }
     let (start, len) = (room.as_mut_ptr(), room.len());
     // SAFETY: the pointer is valid for writing `len` bytes.
@@ -57,12 +57,17 @@ pub fn recv(socket: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> io::Result<usize> {
     Ok(n)
 }
 
+#[cold]
+fn no_room() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "receiving into a buffer without room")
+}
+
 /// Sends from `bytes` and returns how many were taken. Never raises SIGPIPE: a closed peer is the
 /// error `BrokenPipe`, whatever the process does with that signal.
 ///
 /// # Errors
 /// Those of send(2).
-#[inline]
+#[inline(always)]
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: the pointer is valid for reading `len` bytes.
     retry(|| unsafe {
@@ -122,12 +127,24 @@ pub fn send_file(
 }
 
 /// Repeats a call while it is interrupted by signals.
-#[inline]
+#[inline(always)]
 fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
+    let n = call();
+    if n >= 0 { Ok(n as usize) } else { failed(call) }
+}
+
+/// The call has failed: says why, or calls again if it was interrupted. Out of the way of those
+/// that succeed.
+#[cold]
+#[inline(never)]
+fn failed(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
     loop {
-        match check_len(call()) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            outcome => return outcome,
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+        if let Ok(n) = check_len(call()) {
+            return Ok(n);
         }
     }
 }
