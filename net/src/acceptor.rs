@@ -83,7 +83,12 @@ impl Acceptor {
     fn accept(&self, event_loop: &EventLoop, token: Token) -> bool {
         let error = match socket::accept(self.listener.as_fd()) {
             Ok((socket, peer)) => {
-                self.failures.set(0);
+                if self.failures.replace(0) > 0 {
+                    // The shortage is over. Another thread may have taken the spare's number in
+                    // it; without a spare the next one could refuse nobody.
+                    let mut spare = self.spare.borrow_mut();
+                    *spare = spare.take().or_else(open_spare);
+                }
                 self.acceptance.accepted(event_loop, socket, peer);
                 return true;
             }
