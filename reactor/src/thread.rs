@@ -54,6 +54,9 @@ impl LoopThread {
         };
         let context =
             |e: io::Error| io::Error::new(e.kind(), format!("starting loop thread {name}: {e}"));
+        if name.contains('\0') {
+            return Err(context(io::Error::new(io::ErrorKind::InvalidInput, "NUL in its name")));
+        }
         let thread = thread::Builder::new().name(name.to_owned()).spawn(body).map_err(context)?;
         match started.recv() {
             Ok(handle) => Ok(LoopThread { handle, thread: Some(thread) }),
@@ -91,6 +94,9 @@ impl LoopThread {
         self.handle.quit();
         match self.thread.take() {
             None => Ok(()),
+            Some(_) if self.handle.shared().is_forked() => {
+                Err(io::Error::other("the loop thread is one of the parent of this forked process"))
+            }
             Some(_) if self.handle.is_loop_thread() => {
                 Err(io::Error::other("a loop thread cannot join itself"))
             }

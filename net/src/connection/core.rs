@@ -163,8 +163,9 @@ impl Core {
         }
     }
 
+    /// What the program sent and nobody can be told of is not going to leave.
     #[cold]
-    fn refused(&self, event_loop: &EventLoop, refusal: Refusal, len: usize) {
+    pub(super) fn refused(&self, event_loop: &EventLoop, refusal: Refusal, len: usize) {
         context::add(&self.context.counters.discarded, len);
         match refusal {
             Refusal::Closed => {
@@ -213,6 +214,11 @@ impl Core {
     pub(super) fn has_outstanding(&self) -> bool {
         self.posted.get().is_some_and(|posted| posted.has_outstanding())
             && !self.in_posted_call.get()
+    }
+
+    /// Bytes of output on their way from handles.
+    pub(super) fn posted_bytes(&self) -> usize {
+        self.posted.get().map_or(0, |posted| posted.weight())
     }
 
     pub(super) fn posted(&self) -> &Arc<Posted> {

@@ -161,7 +161,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     fn received_nothing(&self, input: Buffer, outcome: io::Result<usize>) {
         let Context { limits, lender, .. } = &*self.core.context;
         let mut state = self.core.state.borrow_mut();
-        state.keep_input(lender.trim(input), limits);
+        state.keep_input(lender.trim(input), limits, self.core.posted_bytes());
         match outcome {
             Ok(_) => state.peer_eof(),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
@@ -183,7 +183,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     fn keep_input(&self, input: Buffer) {
         let Context { limits, lender, .. } = &*self.core.context;
         let rest = lender.trim(input);
-        self.core.state.borrow_mut().keep_input(rest, limits);
+        let posted = self.core.posted_bytes();
+        self.core.state.borrow_mut().keep_input(rest, limits, posted);
     }
 
     /// Steps 1 and 2 when there is more to an event than data: room to write, an error, a hang-up.
@@ -199,7 +200,9 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         };
         drop(state);
         let received = ready.intersects(Ready::READ | gone) && self.receive(handler, conn);
-        if !received && ready.intersects(gone) {
+        // Input that is held back is no reason not to read what comes after it.
+        let stays_unread = !received && !self.core.state.borrow().wants_read();
+        if stays_unread && ready.intersects(gone) {
             self.hung_up();
         }
         drained
@@ -255,6 +258,10 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
                 return state.wrote(n, offered, lender);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => state.would_block(lender),
+            // Our own fault, not the peer's, who waits for the rest: there is none.
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                state.end(CloseReason::WriteFailed(e));
+            }
             Err(e) => state.write_failed(e, lender),
         }
         false
@@ -272,8 +279,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
                 let offered = range.len.min(FILE_CHUNK) as usize;
                 let file = range.file.as_fd();
                 let sent = self.transport.send_file(socket, file, range.offset, offered);
-                let nothing_left = matches!(sent, Ok(0));
-                (offered, if nothing_left { Err(output::file_too_short(range)) } else { sent })
+                let too_short = matches!(sent, Ok(0));
+                (offered, if too_short { Err(output::file_too_short(range)) } else { sent })
             }
         }
     }
@@ -292,8 +299,9 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         if state.can_flush() {
             drained = self.flush(&mut state);
         }
+        let tell = drained && !state.is_ended();
         drop(state);
-        if drained {
+        if tell {
             handler.on_write_complete(conn);
         }
         let just_open = core.state.borrow().is_quiet() && core.interest.get() == Interest::READ;
@@ -332,7 +340,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         interest.set(Interest::READ, state.wants_read());
         interest.set(Interest::WRITE, state.is_blocked());
         let lingers = state.lingers();
-        let more = state.can_flush() || state.is_deliverable(limits);
+        let more = state.can_flush() || state.is_deliverable(limits, core.posted_bytes());
         drop(state);
         if lingers {
             core.arm_linger(event_loop);
@@ -357,7 +365,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         core.cancel_timers(event_loop);
         core.close_handles();
         let reason = core.state.borrow_mut().finish(&core.context.lender);
-        if matches!(reason, CloseReason::Reset)
+        // After a failed write the peer must not take what it got for everything.
+        if matches!(reason, CloseReason::Reset | CloseReason::WriteFailed(_))
             && let Err(e) = transport::reset_on_close(core.socket())
         {
             log::debug!("connection {} to {}: resetting it: {e}", conn.id(), conn.peer_addr());
@@ -395,7 +404,8 @@ impl<T: Transport, H: Handler> Source for Endpoint<T, H> {
     fn on_turn_end(&self, event_loop: &EventLoop, _: Token) {
         self.core.unschedule();
         self.event(event_loop, |handler, conn| {
-            let held = self.core.state.borrow_mut().begin_delivery(&self.core.context.limits);
+            let (limits, posted) = (&self.core.context.limits, self.core.posted_bytes());
+            let held = self.core.state.borrow_mut().begin_delivery(limits, posted);
             if let Some(input) = held {
                 self.deliver(handler, conn, input);
             }

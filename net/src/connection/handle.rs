@@ -40,6 +40,26 @@ pub(super) enum Operation {
     Resume,
 }
 
+impl Operation {
+    /// Bytes to be sent.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Operation::Send(Payload::Buffer(buffer)) => buffer.len(),
+            Operation::Send(Payload::Shared(bytes)) => bytes.len(),
+            Operation::Send(Payload::File(range)) => {
+                usize::try_from(range.len).unwrap_or(usize::MAX)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Whether it has its place among what is sent. A pause does not wait for that: called on the
+    /// loop it is in force at once, from wherever it is called.
+    fn is_in_order(&self) -> bool {
+        !matches!(self, Operation::Pause | Operation::Resume)
+    }
+}
+
 /// Bytes on their way to a connection.
 pub(super) enum Payload {
     Buffer(Buffer),
@@ -101,6 +121,10 @@ impl Posted {
     pub(super) fn has_outstanding(&self) -> bool {
         // Whoever has learned of a posted operation, by a lock or a channel, sees it counted.
         self.operations.load(Ordering::Acquire) > 0
+    }
+
+    pub(super) fn weight(&self) -> usize {
+        self.weight.load(Ordering::Relaxed)
     }
 
     /// The connection takes no more output.
@@ -241,20 +265,24 @@ impl ConnectionHandle {
     }
 
     /// Carries an operation out, or posts it.
-    pub(super) fn submit(&self, operation: Operation) -> Result<(), SendError> {
+    fn submit(&self, operation: Operation) -> Result<(), SendError> {
         if self.posted.is_closed() {
             return Err(SendError::Closed);
         }
-        let operation = match self.at_once(operation) {
-            Ok(outcome) => return outcome,
-            Err(operation) => operation,
-        };
+        match self.at_once(operation) {
+            Ok(outcome) => outcome,
+            Err(operation) => Ok(self.post(operation)?),
+        }
+    }
+
+    /// Leaves an operation for the loop.
+    pub(super) fn post(&self, operation: Operation) -> Result<(), Refusal> {
         let weight = match &operation {
             Operation::Send(payload) => payload.weight(),
             _ => 0,
         };
-        if self.posted.weight.load(Ordering::Relaxed).saturating_add(weight) > self.posted.limit {
-            return Err(SendError::Full);
+        if self.posted.weight().saturating_add(weight) > self.posted.limit {
+            return Err(Refusal::Full);
         }
         let outstanding = Outstanding::new(&self.posted, weight);
         let place = self.place;
@@ -266,34 +294,33 @@ impl ConnectionHandle {
                 resident.core().perform(event_loop, operation);
             }
         };
-        self.event_loop.post(task).map_err(|_| SendError::Closed)
+        self.event_loop.post(task).map_err(|_| Refusal::Closed)
     }
 
     /// On the loop's own thread, with nothing on its way: the direct path. Gives the operation
     /// back otherwise.
     fn at_once(&self, operation: Operation) -> Result<Result<(), SendError>, Operation> {
-        if self.posted.has_outstanding() {
-            return Err(operation);
-        }
         let mut operation = Some(operation);
         let outcome = self.event_loop.with_local(|event_loop| {
-            let resident = event_loop.local::<Registry>().get(self.place);
-            let (Some(resident), Some(operation)) = (resident, operation.take()) else {
-                return Err(SendError::Closed);
+            let Some(resident) = event_loop.local::<Registry>().get(self.place) else {
+                return Some(Err(SendError::Closed));
             };
             let core = resident.core();
-            match operation {
+            let queues = core.has_outstanding();
+            match operation.take_if(|operation| !(queues && operation.is_in_order()))? {
                 Operation::Send(payload) => {
-                    payload.with_outgoing(|outgoing| core.queue(event_loop, outgoing))?;
+                    let queued = payload.with_outgoing(|outgoing| core.queue(event_loop, outgoing));
+                    Some(queued.map_err(SendError::from))
                 }
-                other => core.perform(event_loop, other),
+                other => {
+                    core.perform(event_loop, other);
+                    Some(Ok(()))
+                }
             }
-            Ok(())
         });
-        match (outcome, operation) {
-            (Some(outcome), _) => Ok(outcome),
+        match (outcome.flatten(), operation) {
             (None, Some(operation)) => Err(operation),
-            (None, None) => Ok(Err(SendError::Closed)),
+            (outcome, _) => Ok(outcome.unwrap_or(Err(SendError::Closed))),
         }
     }
 }

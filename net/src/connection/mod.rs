@@ -182,13 +182,14 @@ impl<'l> Connection<'l> {
     /// then leave the rest, and it comes again.
     #[must_use]
     pub fn wants_input(&self) -> bool {
-        self.core.state.borrow().wants_input(&self.core.context.limits)
+        let posted = self.core.posted_bytes();
+        self.core.state.borrow().wants_input(&self.core.context.limits, posted)
     }
 
-    /// Bytes that wait to be handed to the kernel.
+    /// Bytes that wait to be handed to the kernel, those on their way from handles included.
     #[must_use]
     pub fn pending_output(&self) -> usize {
-        self.core.state.borrow().pending_output()
+        self.core.state.borrow().pending_output().saturating_add(self.core.posted_bytes())
     }
 
     /// Bytes received so far.
@@ -232,8 +233,11 @@ impl<'l> Connection<'l> {
     fn in_order(&self, operation: Operation) {
         if !self.core.has_outstanding() {
             self.core.perform(self.event_loop, operation);
-        } else if let Err(e) = self.handle().submit(operation) {
-            log::debug!("connection {}: {e}", self.id());
+            return;
+        }
+        let len = operation.len();
+        if let Err(refusal) = self.handle().post(operation) {
+            self.core.refused(self.event_loop, refusal, len);
         }
     }
 }

@@ -84,6 +84,26 @@ impl Segment {
         }
     }
 
+    fn len(&self) -> usize {
+        match self {
+            Segment::Buffer(buffer) => buffer.len(),
+            Segment::Shared { bytes, sent } => bytes.len() - sent,
+            Segment::File(range) => clamp(range.len),
+        }
+    }
+
+    /// Drops the first `n` bytes, fewer than there are.
+    fn consume(&mut self, n: usize) {
+        match self {
+            Segment::Buffer(buffer) => buffer.consume(n),
+            Segment::Shared { sent, .. } => *sent += n,
+            Segment::File(range) => {
+                range.offset += n as u64;
+                range.len -= n as u64;
+            }
+        }
+    }
+
     /// The unsent bytes, of segments that are in memory.
     fn bytes(&self) -> Option<&[u8]> {
         match self {
@@ -147,7 +167,7 @@ impl Output {
         match outgoing {
             Outgoing::Buffer(buffer) if self.len == 0 => return self.push_first(buffer),
             Outgoing::Buffer(buffer) if len >= SMALL => {
-                self.freeze_tail();
+                self.freeze_tail(lender);
                 self.tail = std::mem::take(buffer);
             }
             Outgoing::Buffer(buffer) => {
@@ -156,8 +176,10 @@ impl Output {
             }
             Outgoing::Bytes(bytes) => self.copy(bytes, lender),
             Outgoing::Shared(bytes) if len < SMALL => self.copy(&bytes, lender),
-            Outgoing::Shared(bytes) => self.push_segment(Segment::Shared { bytes, sent: 0 }),
-            Outgoing::File(range) => self.push_segment(Segment::File(Box::new(range))),
+            Outgoing::Shared(bytes) => {
+                self.push_segment(Segment::Shared { bytes, sent: 0 }, lender);
+            }
+            Outgoing::File(range) => self.push_segment(Segment::File(Box::new(range)), lender),
         }
         self.len = self.len.saturating_add(len);
     }
@@ -165,7 +187,7 @@ impl Output {
     fn copy(&mut self, bytes: &[u8], lender: &Lender) {
         if self.tail.writable_len() < bytes.len() {
             // Growing would copy what is there; freezing does not.
-            self.freeze_tail();
+            self.freeze_tail(lender);
             self.tail = if bytes.len() <= lender.size() {
                 lender.lend()
             } else {
@@ -175,15 +197,16 @@ impl Output {
         self.tail.append(bytes);
     }
 
-    fn push_segment(&mut self, segment: Segment) {
-        self.freeze_tail();
+    fn push_segment(&mut self, segment: Segment, lender: &Lender) {
+        self.freeze_tail(lender);
         self.frozen_weight += segment.weight();
         self.frozen.push_back(segment);
     }
 
-    fn freeze_tail(&mut self) {
+    /// A short tail is copied, so that a header before a large body does not hold a large buffer.
+    fn freeze_tail(&mut self, lender: &Lender) {
         if !self.tail.is_empty() {
-            let segment = Segment::Buffer(std::mem::take(&mut self.tail));
+            let segment = Segment::Buffer(lender.trim(std::mem::take(&mut self.tail)));
             self.frozen_weight += segment.weight();
             self.frozen.push_back(segment);
         }
@@ -224,19 +247,12 @@ impl Output {
     pub(crate) fn advance(&mut self, mut n: usize, lender: &Lender) {
         self.len -= n;
         while let Some(front) = self.frozen.front_mut() {
-            let done = match front {
-                Segment::Buffer(buffer) => take_up_to(&mut n, buffer.len(), |k| buffer.consume(k)),
-                Segment::Shared { bytes, sent } => {
-                    take_up_to(&mut n, bytes.len() - *sent, |k| *sent += k)
-                }
-                Segment::File(range) => take_up_to(&mut n, clamp(range.len), |k| {
-                    range.offset += k as u64;
-                    range.len -= k as u64;
-                }),
-            };
-            if !done {
+            let len = front.len();
+            if n < len {
+                front.consume(n);
                 return;
             }
+            n -= len;
             self.pop_front(lender);
         }
         self.tail.consume(n);
@@ -273,14 +289,6 @@ impl Output {
         lender.give_back(std::mem::take(&mut self.tail));
         std::mem::take(&mut self.len)
     }
-}
-
-/// Gives `take` as much of `n` as it has; true if that was all it had.
-fn take_up_to(n: &mut usize, has: usize, take: impl FnOnce(usize)) -> bool {
-    let k = has.min(*n);
-    *n -= k;
-    take(k);
-    k == has
 }
 
 fn clamp(len: u64) -> usize {

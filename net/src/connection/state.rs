@@ -101,9 +101,11 @@ impl State {
         self.wants_read() && !self.input.has_storage()
     }
 
-    /// Before a receive: what the handler has left. `None` if nothing is to be received now.
+    /// Before a receive: what the handler has left. `None` if nothing is to be received now: what
+    /// is held back is delivered before anything more is received, also an end of stream.
     pub(crate) fn begin_read(&mut self) -> Option<Buffer> {
-        self.wants_read().then(|| self.take_input())
+        let held = self.status.contains(Status::HELD);
+        (self.wants_read() && !held).then(|| self.take_input())
     }
 
     fn take_input(&mut self) -> Buffer {
@@ -112,15 +114,15 @@ impl State {
     }
 
     /// Before input that was held back is delivered again. `None` if it is not the time.
-    pub(crate) fn begin_delivery(&mut self, limits: &Limits) -> Option<Buffer> {
-        self.is_deliverable(limits).then(|| self.take_input())
+    pub(crate) fn begin_delivery(&mut self, limits: &Limits, posted: usize) -> Option<Buffer> {
+        self.is_deliverable(limits, posted).then(|| self.take_input())
     }
 
     /// Takes back what the handler has left of its input. If it left nothing there is nothing to
     /// take back.
-    pub(crate) fn keep_input(&mut self, input: Buffer, limits: &Limits) {
+    pub(crate) fn keep_input(&mut self, input: Buffer, limits: &Limits, posted: usize) {
         self.input = input;
-        if !self.wants_input(limits) {
+        if !self.wants_input(limits, posted) {
             self.hold_rest();
         }
     }
@@ -157,15 +159,16 @@ impl State {
     }
 
     /// Whether the handler should go on with the input it has: not if the program paused reading,
-    /// if the answers so far are more than the peer takes, or if this is the end.
-    pub(crate) fn wants_input(&self, limits: &Limits) -> bool {
+    /// if the answers so far are more than the peer takes, or if this is the end. `posted` bytes
+    /// of output are on their way here from handles.
+    pub(crate) fn wants_input(&self, limits: &Limits, posted: usize) -> bool {
         !self.status.intersects(Status::PAUSED | Status::ABOVE_HIGH | Status::AT_ONCE)
-            && self.output.len() <= limits.high_water
+            && self.output.len().saturating_add(posted) <= limits.high_water
     }
 
     /// Whether input that was held back can be delivered now.
-    pub(crate) fn is_deliverable(&self, limits: &Limits) -> bool {
-        self.status.contains(Status::HELD) && self.wants_input(limits)
+    pub(crate) fn is_deliverable(&self, limits: &Limits, posted: usize) -> bool {
+        self.status.contains(Status::HELD) && self.wants_input(limits, posted)
     }
 
     pub(crate) fn pause(&mut self) {
@@ -226,6 +229,7 @@ impl State {
     #[inline(always)]
     pub(crate) fn queue_first(&mut self, buffer: &mut Buffer, limits: &Limits) -> bool {
         let open = self.output.is_empty()
+            && !buffer.is_empty()
             && !self.status.intersects(Status::NO_SEND)
             && buffer.capacity() <= limits.output;
         if open {
@@ -292,6 +296,9 @@ impl State {
     /// more, for until it was asked nobody knows that the peer is slow. Coming down to the low one
     /// also means that input left over may be delivered again.
     pub(crate) fn crossed(&mut self, limits: &Limits) -> Option<Crossed> {
+        if self.is_ended() {
+            return None;
+        }
         let (len, above) = (self.output.len(), self.status.contains(Status::ABOVE_HIGH));
         if !above && len > limits.high_water && self.is_blocked() {
             self.status.insert(Status::ABOVE_HIGH);
@@ -350,6 +357,7 @@ impl State {
     }
 
     /// Whether it has ended, or will right after this callback.
+    #[inline]
     pub(crate) fn is_ended(&self) -> bool {
         self.status.contains(Status::AT_ONCE)
     }

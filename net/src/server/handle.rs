@@ -86,7 +86,7 @@ impl ServerHandle {
     /// # Errors
     /// On a thread that has an event loop, which would wait for itself.
     pub fn wait(&self) -> io::Result<()> {
-        if EventLoop::exists_on_this_thread() {
+        if !self.is_ended() && EventLoop::exists_on_this_thread() {
             return Err(io::Error::other(
                 "waiting for a server's end on a thread with an event loop: the loop would stand \
                  still; wait on another thread",

@@ -221,7 +221,14 @@ fn adopt(event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: SocketAd
     if let Some(server) = event_loop.local::<Servers>().serving(ticket.shared.id) {
         server.adopt(event_loop, ticket, socket, peer);
     } else {
-        log::debug!("closing the connection of {peer}: its loop does not serve any more");
+        if ticket.shared.lost.load(Ordering::Relaxed) == 0 {
+            log::error!(
+                "closing connections to {}: a loop of the server does not serve, because \
+                         making its factory panicked",
+                ticket.shared.local_addr
+            );
+        }
+        log::debug!("closing the connection of {peer}");
     }
 }
 
@@ -229,6 +236,15 @@ fn adopt(event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: SocketAd
 impl Drop for Base {
     fn drop(&mut self) {
         self.give_up_pool();
+        // A shared pool lives on. Unless the loops have reported, they still serve.
+        let (id, first) = (self.shared.id, !self.stopping.get());
+        for handle in &self.loops {
+            let _ = handle.post(move |event_loop| {
+                if let Some(server) = event_loop.local::<Servers>().serving(id) {
+                    server.stop(event_loop, Duration::ZERO, first);
+                }
+            });
+        }
         self.shared.set_ended();
     }
 }
@@ -293,6 +309,8 @@ trait Serve {
     fn adopt(&self, event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: SocketAddr);
     /// Tells the handlers, if this is the `first` time, and cuts at the deadline what is left.
     fn stop(&self, event_loop: &EventLoop, deadline: Duration, first: bool);
+    /// Cuts what is left now.
+    fn cut(&self, event_loop: &EventLoop);
 }
 
 struct LoopServer<F> {
@@ -332,23 +350,19 @@ where
     }
 
     fn stop(&self, event_loop: &EventLoop, deadline: Duration, first: bool) {
-        let context = &self.context;
-        let cut = {
-            let context = context.clone();
-            move |event_loop: &EventLoop| {
-                for resident in context.registry.select(|core| core.belongs_to(&context)) {
-                    resident.core().end(event_loop, CloseReason::Stopped);
-                }
+        let (context, id) = (&self.context, self.shared.id);
+        event_loop.run_after(deadline, move |event_loop| {
+            if let Some(server) = event_loop.local::<Servers>().serving(id) {
+                server.cut(event_loop);
             }
-        };
-        event_loop.run_after(deadline, cut);
+        });
         if !first {
             return;
         }
         for resident in context.registry.select(|core| core.belongs_to(context)) {
             resident.on_stopping(event_loop);
         }
-        let (id, base) = (self.shared.id, self.shared.base.clone());
+        let base = self.shared.base.clone();
         context.when_empty(event_loop, move |event_loop| {
             let servers = event_loop.local::<Servers>();
             let server = servers.serving.borrow_mut().remove(&id);
@@ -356,5 +370,12 @@ where
             event_loop.defer(move |_| drop(server));
             report(&base, id);
         });
+    }
+
+    fn cut(&self, event_loop: &EventLoop) {
+        let context = &self.context;
+        for resident in context.registry.select(|core| core.belongs_to(context)) {
+            resident.core().end(event_loop, CloseReason::Stopped);
+        }
     }
 }

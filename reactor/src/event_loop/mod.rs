@@ -263,7 +263,8 @@ impl EventLoop {
         })?;
         let Settings { mode, watched, .. } = settings;
         let unchanged = interest == settings.interest && mode != crate::Mode::OneShot;
-        if watched && unchanged {
+        // Without interest, and without a watch since it hung up: it stays so.
+        if unchanged && (watched || interest.is_empty()) {
             return Ok(());
         }
         self.check_alive()?;
@@ -314,8 +315,8 @@ impl EventLoop {
     }
 
     /// Calls `f` once `delay` is over, counted from this call; never earlier. `Duration::ZERO` is
-    /// when timers run next, never inside the callback that asks for it. Delays of centuries are
-    /// fine.
+    /// when timers run next, before those that are due by then, and never inside the callback
+    /// that asks for it. Delays of centuries are fine.
     ///
     /// The clock is monotonic: setting the time of day changes nothing. Timers are kept in ticks
     /// of 65.5 µs, rounded up; those of one tick run in the order of their deadlines.
@@ -434,6 +435,10 @@ impl EventLoop {
 
     fn bury(&self, dead: Dead) {
         self.graveyard.borrow_mut().push(dead);
+        if self.phase.get() == Phase::Ended {
+            // There will be no end of a turn.
+            self.drop_dead();
+        }
     }
 
     fn check_alive(&self) -> io::Result<()> {

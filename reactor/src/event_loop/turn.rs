@@ -324,7 +324,7 @@ impl EventLoop {
     }
 
     #[inline(always)]
-    fn drop_dead(&self) {
+    pub(super) fn drop_dead(&self) {
         if !self.graveyard.borrow().is_empty() {
             self.drop_dead_now();
         }
@@ -361,6 +361,8 @@ impl EventLoop {
         if self.phase.get() == Phase::Ended || self.handle.shared().is_forked() {
             return;
         }
+        // Also of a loop that never ran, so that the last tasks cannot run it.
+        self.phase.set(Phase::Running);
         // From here on posts are refused; what was accepted runs.
         let last = self.handle.shared().close();
         self.tasks.borrow_mut().extend(last.into_iter().map(|task| task as super::LocalTask));

@@ -113,8 +113,9 @@ extern "C" fn on_signal(signal: libc::c_int) {
     INSIDE.fetch_sub(1, Ordering::SeqCst);
 }
 
-/// Writes the number one. A full pipe or a saturated eventfd means that a wakeup is already on
-/// its way; `errno` belongs to the code that was interrupted, so it is put back.
+/// Writes the number one. A full pipe means that a wakeup is already on its way. An eventfd that is
+/// saturated makes no new edge, so it is emptied first; nothing else can be read from what we write
+/// to. `errno` belongs to the code that was interrupted, so it is put back.
 fn write_wakeup(fd: libc::c_int) {
     let one = 1u64.to_ne_bytes();
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -130,6 +131,12 @@ fn write_wakeup(fd: libc::c_int) {
     let errno = unsafe { &mut *errno };
     let saved = *errno;
     // SAFETY: the buffer is valid for its length; write is async-signal-safe.
-    unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
+    let write = || unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
+    if write() < 0 {
+        let mut count = [0u8; 8];
+        // SAFETY: the buffer is valid for its length; read is async-signal-safe.
+        unsafe { libc::read(fd, count.as_mut_ptr().cast(), count.len()) };
+        write();
+    }
     *errno = saved;
 }
