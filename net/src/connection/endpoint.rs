@@ -7,7 +7,7 @@
 //!   2. one read, then on_message          (never "until EAGAIN": that is the fairness budget)
 //!   3. on_half_close                      after the last input
 //!   4. one write of all that was queued   (ten small sends are one segment)
-//!   5. on_write_complete, water marks     what these queue leaves at the end of the turn
+//!   5. water marks, on_write_complete     what these queue leaves at the end of the turn
 //!   6. FIN, or the end; what to wait for next
 //! ```
 //!
@@ -299,18 +299,25 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         if state.can_flush() {
             drained = self.flush(&mut state);
         }
-        let tell = drained && !state.is_ended();
+        let just_open = state.is_quiet() && core.interest.get() == Interest::READ;
         drop(state);
-        if tell {
+        if just_open {
+            if !drained {
+                return false;
+            }
             handler.on_write_complete(conn);
+            // Not `borrow`, here and in `receive`: that counts its borrowers, and this is hot.
+            if core.state.borrow_mut().is_quiet() {
+                return false;
+            }
+            drained = false;
         }
-        let just_open = core.state.borrow().is_quiet() && core.interest.get() == Interest::READ;
-        !just_open && self.conclude(handler, conn)
+        self.conclude(handler, conn, drained)
     }
 
-    /// The rest of steps 5 and 6, for connections that are not just open.
+    /// Steps 5 and 6 for connections that are not just open.
     #[inline(never)]
-    fn conclude(&self, handler: &mut H, conn: &Connection<'_>) -> bool {
+    fn conclude(&self, handler: &mut H, conn: &Connection<'_>, drained: bool) -> bool {
         let core = &self.core;
         let event_loop = conn.event_loop();
         let limits = &core.context.limits;
@@ -322,6 +329,11 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
                 Crossed::High => handler.on_high_water(conn, pending),
                 Crossed::Low => handler.on_low_water(conn),
             }
+            state = core.state.borrow_mut();
+        }
+        if drained && !state.is_ended() {
+            drop(state);
+            handler.on_write_complete(conn);
             state = core.state.borrow_mut();
         }
         if state.is_fin_due() {

@@ -1,0 +1,274 @@
+//! Accepting connections when accept(2) fails: no descriptors, buffers or memory are left, or the
+//! network is in trouble.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::thread;
+use std::time::Duration;
+
+use common::{eventually, read_n, serve, take_logs, within};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use ruduo::{EventLoop, LoopHandle, ServerHandle, TcpServer};
+
+fn echo(event_loop: &EventLoop) -> io::Result<ServerHandle> {
+    TcpServer::bind(event_loop, "127.0.0.1:0")?
+        .on_message(|conn, input| conn.send_buffer(input))
+        .start()
+}
+
+fn write(mut stream: &TcpStream, bytes: impl AsRef<[u8]>) {
+    stream.write_all(bytes.as_ref()).unwrap();
+}
+
+fn assert_echoes(stream: &TcpStream) {
+    write(stream, "hello");
+    assert_eq!(read_n(stream, 5), b"hello");
+}
+
+/// Keeps a loop from doing anything until what it returns is dropped.
+fn hold(event_loop: &LoopHandle) -> Sender<()> {
+    let (release, released) = mpsc::channel();
+    let (send, held) = mpsc::channel();
+    let task = move |_: &EventLoop| {
+        send.send(()).unwrap();
+        let _ = released.recv();
+    };
+    event_loop.post(task).unwrap();
+    within(&held);
+    release
+}
+
+/// How many turns the loop makes in this time.
+fn turns_in(event_loop: &LoopHandle, time: Duration) -> u64 {
+    let (send, receive) = mpsc::channel();
+    let measure = move |event_loop: &EventLoop| {
+        let before = event_loop.turns();
+        event_loop.run_after(time, move |event_loop| {
+            send.send(event_loop.turns() - before).unwrap();
+        });
+    };
+    event_loop.post(measure).unwrap();
+    within(&receive)
+}
+
+/// Waits until the loop has finished what it is doing, closing included.
+fn finish_turn(event_loop: &LoopHandle) {
+    turns_in(event_loop, Duration::ZERO);
+}
+
+/// Long enough to see a loop spin, which is some ten thousand turns.
+const A_WHILE: Duration = Duration::from_millis(500);
+const FEW_TURNS: u64 = 300;
+
+/// Sees to it that there are descriptors to run out of.
+fn limit_descriptors() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 64, hard).unwrap();
+}
+
+/// Takes all descriptors but `n`, until what it returns is dropped.
+fn take_all_descriptors_but(n: usize) -> Vec<File> {
+    let mut files: Vec<_> = (0..64).map_while(|_| File::open("/dev/zero").ok()).collect();
+    files.truncate(files.len() - n);
+    files
+}
+
+/// Whether the server closes a connection, as opposed to serving it.
+fn is_refused(mut peer: &TcpStream) -> bool {
+    let outcome = peer.write_all(b"hello").and_then(|()| peer.read(&mut [0; 5]));
+    match outcome.map_err(|e| e.kind()) {
+        Ok(n) => n == 0,
+        // What was sent to a connection that was closed comes back as a reset.
+        Err(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => true,
+        Err(e) => panic!("neither refused nor served: {e}"),
+    }
+}
+
+fn assert_one_log_line(text: &str) {
+    let lines = take_logs();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains(text), "{lines:?}");
+}
+
+// Too few descriptors, buffers or memory.
+
+#[test]
+fn b01_without_descriptors_the_established_connections_go_on_and_the_rest_is_refused() {
+    alone!().run(|| {
+        limit_descriptors();
+        let running = serve(echo);
+        let established = running.connect();
+        assert_echoes(&established);
+        let held = hold(running.event_loop());
+        let mut peers: Vec<_> = (0..20).map(|_| running.connect()).collect();
+        let shortage = take_all_descriptors_but(3);
+        drop(held);
+
+        // Those that were accepted are served, and those beyond learn that they are not.
+        for (i, peer) in peers.iter().enumerate() {
+            assert_eq!(is_refused(peer), i >= 3, "peer {i}");
+            assert_echoes(&established);
+        }
+        finish_turn(running.event_loop());
+        assert_eq!((running.server.accepted(), running.server.refused()), (4, 17));
+        assert_one_log_line("ulimit -n");
+
+        // The refused ones' descriptors come free, and the next ones are served.
+        peers.truncate(3);
+        for _ in 0..5 {
+            peers.push(running.connect());
+        }
+        peers.iter().for_each(assert_echoes);
+        assert_eq!((running.server.accepted(), running.server.refused()), (9, 17));
+        drop(shortage);
+    });
+}
+
+#[test]
+fn b01_a_shortage_that_passes_costs_nobody_a_connection() {
+    let fault = "inject=accept4:error=EMFILE:when=1";
+    alone!().under(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", fault]).run(|| {
+        let running = serve(echo);
+        assert_echoes(&running.connect());
+        assert_eq!((running.server.accepted(), running.server.refused()), (1, 0));
+        assert_one_log_line("Too many open files (os error 24) (check 'ulimit -n')");
+    });
+}
+
+#[test]
+fn b08_a_spare_descriptor_that_was_snatched_is_replaced_when_there_are_some_again() {
+    // Opening the spare anew, after it has been used, fails as if another thread had been faster.
+    let fault = "inject=openat:error=EMFILE:when=2";
+    let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", "/dev/null", "-e", fault];
+    alone!().under(&strace).expect_log("ulimit -n").run(|| {
+        limit_descriptors();
+        let running = serve(echo);
+        for _ in 0..3 {
+            let held = hold(running.event_loop());
+            let peer = running.connect();
+            let shortage = take_all_descriptors_but(0);
+            drop(held);
+            assert!(is_refused(&peer));
+            drop(shortage);
+            // The spare descriptor may be at work still, and refuse one more.
+            finish_turn(running.event_loop());
+            assert_echoes(&running.connect());
+            // What closes later would end the next shortage.
+            eventually("it is closed", || running.server.connections() == 0);
+            finish_turn(running.event_loop());
+        }
+    });
+}
+
+#[test]
+fn b08_another_thread_that_takes_every_free_descriptor_does_not_make_the_loop_spin() {
+    alone!().run(|| {
+        limit_descriptors();
+        let running = serve(echo);
+        let established = running.connect();
+        let held = hold(running.event_loop());
+        let peers: Vec<_> = (0..20).map(|_| running.connect()).collect();
+        let shortage = take_all_descriptors_but(0);
+        let done = Arc::new(AtomicBool::new(false));
+        let hog = {
+            let done = done.clone();
+            thread::spawn(move || {
+                let mut files = Vec::new();
+                while !done.load(Ordering::Relaxed) {
+                    files.extend(File::open("/dev/zero"));
+                }
+            })
+        };
+        drop(held);
+        assert!(turns_in(running.event_loop(), A_WHILE) < FEW_TURNS);
+        assert_echoes(&established);
+        done.store(true, Ordering::Relaxed);
+        hog.join().unwrap();
+
+        drop(shortage);
+        finish_turn(running.event_loop());
+        assert_echoes(&running.connect());
+        let refused = peers.iter().filter(|peer| is_refused(peer)).count() as u64;
+        eventually("all are counted", || running.server.refused() == refused);
+        assert_one_log_line("ulimit -n");
+    });
+}
+
+/// With the second connection the trouble begins, and lasts.
+fn assert_shortage_is_survived(message: &str) {
+    let running = serve(echo);
+    let established = running.connect();
+    assert_echoes(&established);
+    let waiting = running.connect();
+    assert!(turns_in(running.event_loop(), A_WHILE) < FEW_TURNS);
+    assert_echoes(&established);
+    assert_one_log_line(message);
+    assert_eq!((running.server.accepted(), running.server.refused()), (1, 0));
+    drop(waiting);
+}
+
+macro_rules! shortages {
+    ($($name:ident: $error:ident, $message:literal;)*) => {$(
+        #[test]
+        fn $name() {
+            let fault = concat!("inject=accept4:error=", stringify!($error), ":when=2+");
+            let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", fault];
+            alone!().under(&strace).run(|| assert_shortage_is_survived($message));
+        }
+    )*};
+}
+
+shortages! {
+    b01_emfile_that_lasts_disturbs_nobody_else: EMFILE, "ulimit -n";
+    b02_enfile_that_lasts_disturbs_nobody_else: ENFILE, "Too many open files in system";
+    b03_enobufs_that_lasts_disturbs_nobody_else: ENOBUFS, "No buffer space available";
+    b03_enomem_that_lasts_disturbs_nobody_else: ENOMEM, "Cannot allocate memory";
+    b06_eperm_that_lasts_disturbs_nobody_else: EPERM, "Operation not permitted";
+}
+
+/// The first three calls fail, and nothing comes of it.
+fn assert_served_after_all(is_logged: bool) {
+    let running = serve(echo);
+    let peers: Vec<_> = (0..3).map(|_| running.connect()).collect();
+    peers.iter().for_each(assert_echoes);
+    let server = &running.server;
+    assert_eq!((server.accepted(), server.refused(), server.lost()), (3, 0, 0));
+    assert_eq!(take_logs().len(), usize::from(is_logged));
+}
+
+macro_rules! passing_errors {
+    ($($name:ident: $error:ident $(($logged:ident))?;)*) => {$(
+        #[test]
+        fn $name() {
+            let fault = concat!("inject=accept4:error=", stringify!($error), ":when=1..3");
+            let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", fault];
+            let is_logged = !concat!($(stringify!($logged))?).is_empty();
+            alone!().under(&strace).run(|| assert_served_after_all(is_logged));
+        }
+    )*};
+}
+
+passing_errors! {
+    b02_after_enfile_all_are_served: ENFILE (logged);
+    b03_after_enobufs_all_are_served: ENOBUFS (logged);
+    b03_after_enomem_all_are_served: ENOMEM (logged);
+    b04_econnaborted_is_retried: ECONNABORTED;
+    b05_eproto_is_retried: EPROTO;
+    b05_enetdown_is_retried: ENETDOWN;
+    b05_enoprotoopt_is_retried: ENOPROTOOPT;
+    b05_ehostdown_is_retried: EHOSTDOWN;
+    b05_enonet_is_retried: ENONET;
+    b05_ehostunreach_is_retried: EHOSTUNREACH;
+    b05_eopnotsupp_is_retried: EOPNOTSUPP;
+    b05_enetunreach_is_retried: ENETUNREACH;
+    b06_eintr_is_retried: EINTR;
+    b06_after_eperm_all_are_served: EPERM (logged);
+}

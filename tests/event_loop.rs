@@ -1,0 +1,408 @@
+//! The life of an event loop: one per thread, run once, quit from anywhere, forked.
+
+#![allow(clippy::unwrap_used)]
+
+mod bare_loop;
+mod common;
+
+use std::io::{self, Write};
+use std::rc::Rc;
+use std::sync::{Mutex, mpsc};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+
+use bare_loop::{Record, assert_exited_well, exit_child, fork_here, forked, pair, run};
+use common::{DEADLINE, within};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+use ruduo::{
+    Channel, EventLoop, Interest, LoopHandle, LoopPool, LoopThread, PostError, Signal, WakerKind,
+};
+
+#[test]
+fn a_thread_has_one_loop_at_a_time() {
+    alone!().run(|| {
+        let refused = || EventLoop::new().unwrap_err().kind() == io::ErrorKind::AlreadyExists;
+        assert!(!EventLoop::exists_on_this_thread());
+        let first = EventLoop::new().unwrap();
+        assert!(EventLoop::exists_on_this_thread());
+        assert!(refused());
+
+        let other = thread::spawn(|| EventLoop::new().map(drop).is_ok());
+        assert!(other.join().unwrap(), "another thread may have its own");
+
+        // One that has run is still there until it is dropped.
+        first.quit();
+        run(&first);
+        assert!(refused());
+        drop(first);
+        assert!(!EventLoop::exists_on_this_thread());
+        drop(EventLoop::new().unwrap());
+    });
+}
+
+#[test]
+fn b46_run_inside_run_is_an_error() {
+    alone!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let refused = Record::new();
+        let run_again = |from: &'static str| {
+            let refused = refused.clone();
+            move |event_loop: &EventLoop| refused.push((from, event_loop.run().is_err()))
+        };
+        event_loop.run_after(Duration::ZERO, run_again("timer"));
+        event_loop.defer(run_again("task"));
+        let (mut near, far) = pair();
+        near.write_all(b"x").unwrap();
+        let again = run_again("handler");
+        let handler = move |event_loop: &EventLoop, _: &_, event: ruduo::Event| {
+            again(event_loop);
+            event_loop.deregister(event.token);
+        };
+        event_loop.register(Channel::new(far, Interest::READ, handler)).unwrap();
+        event_loop.run_after(Duration::from_millis(1), EventLoop::quit);
+        run(&event_loop);
+        assert_eq!(refused.take(), [("handler", true), ("timer", true), ("task", true)]);
+    });
+}
+
+#[test]
+fn b46_a_loop_runs_once() {
+    alone!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        event_loop.quit();
+        run(&event_loop);
+        assert!(event_loop.run().is_err());
+
+        // What is left of it takes nothing any more, and says so where it can.
+        let (_near, far) = pair();
+        let channel = Channel::new(far, Interest::READ, |_, _, _| {});
+        assert!(event_loop.register(channel).is_err());
+        assert!(event_loop.on_signal(Signal::SIGUSR1, |_, _| {}).is_err());
+        let timer = event_loop.run_after(Duration::ZERO, |_| unreachable!());
+        assert!(!event_loop.cancel(timer));
+        event_loop.defer(|_| unreachable!());
+    });
+}
+
+#[test]
+fn b40_quit_before_run_is_not_lost() {
+    alone!().run(|| {
+        let ways: [fn(&EventLoop); 4] = [
+            |event_loop| event_loop.quit(),
+            |event_loop| event_loop.handle().quit(),
+            |event_loop| {
+                let handle = event_loop.handle();
+                thread::spawn(move || handle.quit()).join().unwrap();
+            },
+            |event_loop| {
+                let handle = event_loop.handle();
+                thread::spawn(move || handle.post(EventLoop::quit)).join().unwrap().unwrap();
+            },
+        ];
+        for quit in ways {
+            let event_loop = EventLoop::new().unwrap();
+            quit(&event_loop);
+            run(&event_loop);
+            assert!(event_loop.turns() <= 1, "{} turns", event_loop.turns());
+            assert!(event_loop.handle().is_ended());
+        }
+    });
+}
+
+#[test]
+fn b40_quit_from_another_thread_at_any_moment_ends_the_loop() {
+    alone!().run(|| {
+        for round in 0..3_000 {
+            let event_loop = EventLoop::new().unwrap();
+            let handle = event_loop.handle();
+            let quitter = thread::spawn(move || {
+                // Different pauses meet the loop before, at the beginning of and in its wait.
+                for _ in 0..(round % 50) * 40 {
+                    std::hint::spin_loop();
+                }
+                handle.quit();
+            });
+            run(&event_loop);
+            quitter.join().unwrap();
+        }
+    });
+}
+
+fn start_and_drop_a_pool_10_000_times() {
+    let base = EventLoop::new().unwrap();
+    for _ in 0..10_000 {
+        drop(LoopPool::builder(&base).threads(1).start().unwrap());
+    }
+}
+
+#[test]
+fn b40_a_pool_is_started_and_dropped_10_000_times() {
+    alone!().run(start_and_drop_a_pool_10_000_times);
+}
+
+#[test]
+fn b40_a_pool_is_started_and_dropped_10_000_times_on_one_cpu() {
+    alone!().run(|| {
+        let this = Pid::from_raw(0);
+        let mine = sched_getaffinity(this).unwrap();
+        let cpu = (0..CpuSet::count()).find(|cpu| mine.is_set(*cpu).unwrap()).unwrap();
+        let mut one = CpuSet::new();
+        one.set(cpu).unwrap();
+        sched_setaffinity(this, &one).unwrap();
+        start_and_drop_a_pool_10_000_times();
+    });
+}
+
+/// Tasks that are posted can't share the rest's records, for they are `Send`.
+static SEEN_BY_TASKS: Mutex<Vec<&str>> = Mutex::new(Vec::new());
+
+#[test]
+fn b40_quit_lets_the_phase_finish_and_runs_the_last_tasks() {
+    alone!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let seen = Record::new();
+        let mut peers = Vec::new();
+        for name in ["first", "second"] {
+            let (mut near, far) = pair();
+            near.write_all(b"x").unwrap();
+            peers.push(near);
+            let seen = seen.clone();
+            let handler = move |event_loop: &EventLoop, _: &_, _| {
+                seen.push(name);
+                event_loop.quit();
+                let posted = || SEEN_BY_TASKS.lock().unwrap().push(name);
+                event_loop.handle().post(move |_| posted()).unwrap();
+            };
+            event_loop.register(Channel::new(far, Interest::READ, handler)).unwrap();
+        }
+        let record = |what: &'static str| {
+            let seen = seen.clone();
+            move |_: &EventLoop| seen.push(what)
+        };
+        event_loop.run_after(Duration::ZERO, record("timer"));
+        event_loop.defer(record("task"));
+        run(&event_loop);
+        assert_eq!(seen.take(), ["first", "second", "task"]);
+        assert_eq!(*SEEN_BY_TASKS.lock().unwrap(), ["first", "second"]);
+    });
+}
+
+#[test]
+fn b40_tasks_posted_before_quit_run() {
+    alone!().run(|| {
+        // More than a turn runs.
+        const TASKS: usize = 25_000;
+        let (done, tasks_done) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::channel::<()>();
+        let thread = LoopThread::spawn("test-loop", EventLoop::builder(), |_| Ok(())).unwrap();
+        // All of them, and quit, arrive while the loop is busy.
+        thread.handle().post(move |_| _ = may_go_on.recv_timeout(DEADLINE)).unwrap();
+        for i in 0..TASKS {
+            let done = done.clone();
+            thread.handle().post(move |_| done.send(i).unwrap()).unwrap();
+        }
+        thread.handle().quit();
+        drop(go_on);
+        thread.join().unwrap();
+        assert!(tasks_done.try_iter().eq(0..TASKS));
+    });
+}
+
+#[test]
+fn b40_posts_after_the_end_are_refused_and_dropped_on_the_caller() {
+    alone!().run(|| {
+        struct SaysWhere(mpsc::Sender<ThreadId>);
+        impl Drop for SaysWhere {
+            fn drop(&mut self) {
+                self.0.send(thread::current().id()).unwrap();
+            }
+        }
+        fn assert_refused(handle: &LoopHandle) {
+            let (send, dropped) = mpsc::channel();
+            let value = SaysWhere(send);
+            let refused = handle.post(move |_| drop(value));
+            assert_eq!(refused, Err(PostError::Ended));
+            assert_eq!(dropped.try_recv(), Ok(thread::current().id()));
+        }
+
+        let event_loop = EventLoop::new().unwrap();
+        let handle = event_loop.handle();
+        let from_last_task = handle.clone();
+        event_loop.defer(move |_| assert_refused(&from_last_task));
+        event_loop.quit();
+        run(&event_loop);
+        assert_refused(&handle);
+        drop(event_loop);
+        thread::spawn(move || assert_refused(&handle)).join().unwrap();
+    });
+}
+
+#[test]
+fn b40_a_task_deferred_by_the_last_ones_is_dropped() {
+    alone!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let value = Rc::new(());
+        let held = Rc::clone(&value);
+        event_loop.defer(|event_loop| {
+            event_loop.defer(move |_| unreachable!("it holds {held:?}"));
+        });
+        event_loop.quit();
+        run(&event_loop);
+        assert_eq!(Rc::strong_count(&value), 1);
+    });
+}
+
+#[test]
+fn b40_a_loop_that_never_ran_ends_the_same_way() {
+    alone!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let (handle, seen) = (event_loop.handle(), Record::new());
+        let value = Rc::new(());
+        for i in 0..3 {
+            let seen = seen.clone();
+            event_loop.defer(move |_| seen.push(i));
+        }
+        let (in_timer, in_source) = (Rc::clone(&value), Rc::clone(&value));
+        event_loop.run_after(DEADLINE, move |_| drop(in_timer));
+        let (_near, far) = pair();
+        let handler = move |_: &EventLoop, _: &_, _| _ = Rc::strong_count(&in_source);
+        event_loop.register(Channel::new(far, Interest::READ, handler)).unwrap();
+
+        drop(event_loop);
+        assert_eq!(seen.take(), [0, 1, 2]);
+        assert_eq!(Rc::strong_count(&value), 1);
+        assert_eq!(handle.post(|_| {}), Err(PostError::Ended));
+        assert!(handle.is_ended());
+        handle.quit();
+    });
+}
+
+/// Every kind, so that each descriptor a handle keeps is one too many for somebody.
+#[test]
+fn a_handle_outlives_its_loop() {
+    alone!().run(|| {
+        for kind in [WakerKind::Eventfd, WakerKind::SocketPair, WakerKind::Pipe] {
+            let handle = EventLoop::builder().waker(kind).build().unwrap().handle();
+            let event_loop = EventLoop::builder().waker(kind).build().unwrap();
+            assert_ne!(handle, event_loop.handle());
+            // It reaches neither the dead loop nor the one that has its descriptors' place.
+            handle.quit();
+            assert_eq!(handle.post(EventLoop::quit), Err(PostError::Ended));
+            assert_eq!(bare_loop::turns_in_a_while(&event_loop), 1);
+        }
+    });
+}
+
+#[test]
+fn a_forked_child_can_not_use_the_loop_and_does_not_disturb_it() {
+    alone!().run(|| {
+        let mut parents = Some(EventLoop::new().unwrap());
+        let (mut near, far) = pair();
+        let quit = Channel::new(far, Interest::READ, |event_loop, _, _| event_loop.quit());
+        let token = parents.as_ref().unwrap().register(quit).unwrap();
+        let seen = Record::new();
+        let note = seen.clone();
+        parents.as_ref().unwrap().defer(move |_| note.push("the parent's task"));
+
+        let child = forked(|| {
+            let event_loop = parents.take().unwrap();
+            let handle = event_loop.handle();
+            assert_eq!(handle.post(|_| {}), Err(PostError::Forked));
+            let (_near, far) = pair();
+            let channel = Channel::new(far, Interest::READ, |_, _, _| {});
+            assert!(event_loop.register(channel).is_err());
+            assert!(event_loop.set_interest(token, Interest::NONE).is_err());
+            assert!(event_loop.on_signal(Signal::SIGUSR1, |_, _| {}).is_err());
+            assert!(event_loop.run().is_err());
+            // Neither the parent's registration nor its loop is ended by these.
+            handle.quit();
+            event_loop.quit();
+            event_loop.deregister(token);
+            drop(event_loop);
+            assert_eq!(seen.len(), 0, "the parent's task is not the child's");
+
+            // The child may have a loop of its own.
+            let own = EventLoop::new().unwrap();
+            own.handle().post(EventLoop::quit).unwrap();
+            run(&own);
+        });
+        assert_exited_well(child);
+
+        let event_loop = parents.unwrap();
+        assert!(!event_loop.handle().is_ended());
+        near.write_all(b"x").unwrap();
+        run(&event_loop);
+        assert_eq!(seen.take(), ["the parent's task"]);
+    });
+}
+
+/// The child's copy of the loop is in the middle of a turn: it goes no further.
+#[test]
+fn a_child_forked_in_a_callback_gets_an_error_from_run() {
+    alone!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let (mut near, far) = pair();
+        near.write_all(b"x").unwrap();
+        let (seen, child) = (Record::new(), Record::new());
+        let (note, forked) = (seen.clone(), child.clone());
+        let fork_in_handler = move |event_loop: &EventLoop, _: &_, event: ruduo::Event| {
+            event_loop.deregister(event.token);
+            match fork_here() {
+                Some(pid) => forked.push(pid),
+                // Nothing but the child's.
+                None => drop(note.take()),
+            }
+        };
+        event_loop.register(Channel::new(far, Interest::READ, fork_in_handler)).unwrap();
+        let record = |what: &'static str| {
+            let seen = seen.clone();
+            move |_: &EventLoop| seen.push(what)
+        };
+        event_loop.run_after(Duration::ZERO, record("timer"));
+        event_loop.defer(record("task"));
+        event_loop.run_after(Duration::from_millis(1), EventLoop::quit);
+
+        let outcome = event_loop.run();
+        let Some(child) = child.take().pop() else {
+            let went_on = seen.take();
+            if !went_on.is_empty() {
+                eprintln!("the child called {went_on:?}");
+            }
+            exit_child(i32::from(outcome.is_ok() || !went_on.is_empty()));
+        };
+        outcome.unwrap();
+        assert_exited_well(waitpid(child, None).unwrap());
+        assert_eq!(seen.take(), ["timer", "task"]);
+    });
+}
+
+/// The child has one thread; a lock that another one held at the fork stays locked there for ever.
+#[test]
+fn a_forked_child_does_not_wait_for_the_threads_it_left_behind() {
+    alone!().run(|| {
+        for _ in 0..200 {
+            let event_loop = EventLoop::new().unwrap();
+            let handle = event_loop.handle();
+            let (started, has_started) = mpsc::channel();
+            let (stop, stopped) = mpsc::channel::<()>();
+            let poster = thread::spawn(move || {
+                started.send(()).unwrap();
+                while stopped.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                    (0..50).for_each(|_| handle.post(|_| {}).unwrap());
+                }
+            });
+            within(&has_started);
+            let child = forked(|| {
+                event_loop.defer(|_| {});
+                event_loop.handle().quit();
+                event_loop.handle().post(|_| {}).unwrap_err();
+                event_loop.run().unwrap_err();
+            });
+            assert_exited_well(child);
+            drop(stop);
+            poster.join().unwrap();
+        }
+    });
+}

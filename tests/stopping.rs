@@ -1,0 +1,423 @@
+//! How a server ends: stopped, gracefully or at its deadline, or with its loop.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::{self, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{DEADLINE, Running, connect, eventually, pattern, read_n, read_to_end, serve, within};
+use ruduo::{EventLoop, LoopHandle, LoopThread, ServerHandle, Signal, TcpServer};
+
+/// More than the kernel takes from a peer that does not read.
+const LARGE: usize = 50 * 1024 * 1024;
+
+/// A loopback address of this file's own. A port that one of these tests gives up is thus not
+/// taken by the connections of tests that run beside it.
+const OWN_ADDRESS: &str = "127.0.0.77:0";
+
+fn write(mut stream: &TcpStream, bytes: impl AsRef<[u8]>) {
+    stream.write_all(bytes.as_ref()).unwrap();
+}
+
+fn assert_echoes(stream: &TcpStream) {
+    write(stream, "hello");
+    assert_eq!(read_n(stream, 5), b"hello");
+}
+
+fn echo_on(event_loop: &EventLoop, address: SocketAddr) -> io::Result<ServerHandle> {
+    TcpServer::bind(event_loop, address)?.on_message(|conn, input| conn.send_buffer(input)).start()
+}
+
+/// Which callback came, and on which loop.
+type Callback = (String, LoopHandle);
+
+/// An echo that tells of `on_stopping`, which does nothing else, and of `on_close`.
+fn serve_stubborn(threads: usize) -> (Running, Receiver<Callback>) {
+    let (stopping, receive) = mpsc::channel();
+    let close = stopping.clone();
+    let running = serve(move |event_loop| {
+        TcpServer::bind(event_loop, OWN_ADDRESS)?
+            .threads(threads)
+            .on_message(|conn, input| conn.send_buffer(input))
+            .on_stopping(move |conn| {
+                stopping.send(("stopping".to_owned(), conn.event_loop().handle())).unwrap();
+            })
+            .on_close(move |conn, reason| {
+                close.send((reason.to_string(), conn.event_loop().handle())).unwrap();
+            })
+            .start()
+    });
+    (running, receive)
+}
+
+#[track_caller]
+fn expect(callbacks: &Receiver<Callback>, expected: &str) -> LoopHandle {
+    let (callback, event_loop) = within(callbacks);
+    assert_eq!(callback, expected);
+    event_loop
+}
+
+// Stopping.
+
+#[test]
+fn what_is_pending_is_delivered_after_stop() {
+    alone!().run(|| {
+        let (high, above) = mpsc::channel();
+        let (close, reasons) = mpsc::channel();
+        let running = serve(move |event_loop| {
+            TcpServer::bind(event_loop, OWN_ADDRESS)?
+                .threads(1)
+                .on_message(|conn, input| {
+                    input.clear();
+                    conn.send(pattern(LARGE));
+                })
+                .on_high_water(move |_, _| high.send(()).unwrap())
+                .on_close(move |_, reason| close.send(reason.to_string()).unwrap())
+                .start()
+        });
+        let peer = running.connect();
+        write(&peer, "everything, please");
+        within(&above);
+        running.server.stop(DEADLINE);
+        assert!(read_to_end(&peer).unwrap() == pattern(LARGE));
+        assert!(!running.server.is_ended());
+        drop(peer);
+        assert_eq!(within(&reasons), "shut down");
+        running.server.wait().unwrap();
+    });
+}
+
+#[test]
+fn what_is_left_at_the_deadline_is_cut() {
+    let patience = Duration::from_millis(300);
+    alone!().run(|| {
+        let (running, callbacks) = serve_stubborn(2);
+        let peers = [running.connect(), running.connect()];
+        peers.iter().for_each(assert_echoes);
+        let start = Instant::now();
+        running.server.stop(patience);
+        let first = expect(&callbacks, "stopping");
+        let second = expect(&callbacks, "stopping");
+        assert_ne!(first, second);
+        for _ in 0..2 {
+            expect(&callbacks, "cut at the server's stop deadline");
+        }
+        assert!(start.elapsed() >= patience, "{:?}", start.elapsed());
+        for peer in &peers {
+            assert_eq!(read_to_end(peer).unwrap(), b"");
+        }
+        running.server.wait().unwrap();
+    });
+}
+
+#[test]
+fn until_the_deadline_old_connections_work_and_new_ones_do_not() {
+    alone!().run(|| {
+        let (running, callbacks) = serve_stubborn(0);
+        let peer = running.connect();
+        assert_echoes(&peer);
+        running.server.stop(Duration::MAX);
+        expect(&callbacks, "stopping");
+        assert_echoes(&peer);
+        let error = TcpStream::connect(running.addr()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(running.server.connections(), 1);
+        peer.shutdown(Shutdown::Write).unwrap();
+        expect(&callbacks, "closed by the peer");
+        running.server.wait().unwrap();
+    });
+}
+
+#[test]
+fn of_two_deadlines_the_earlier_counts() {
+    alone!().run(|| {
+        for deadlines in [[Duration::MAX, Duration::ZERO], [Duration::ZERO, Duration::MAX]] {
+            let (running, callbacks) = serve_stubborn(1);
+            let peer = running.connect();
+            assert_echoes(&peer);
+            for deadline in deadlines {
+                running.server.stop(deadline);
+            }
+            // The handlers are told once.
+            expect(&callbacks, "stopping");
+            expect(&callbacks, "cut at the server's stop deadline");
+            running.server.wait().unwrap();
+            // Once more is harmless.
+            running.server.stop(Duration::ZERO);
+            assert!(callbacks.try_recv().is_err());
+        }
+    });
+}
+
+#[test]
+fn stop_works_in_a_callback_on_any_loop() {
+    alone!().run(|| {
+        for threads in [0, 2] {
+            let (send, receive) = mpsc::channel::<ServerHandle>();
+            let receive = std::sync::Mutex::new(receive);
+            let running = serve(move |event_loop| {
+                TcpServer::bind(event_loop, OWN_ADDRESS)?
+                    .threads(threads)
+                    .on_message(move |conn, input| {
+                        conn.send_buffer(input);
+                        within(&receive.lock().unwrap()).stop(DEADLINE);
+                    })
+                    .start()
+            });
+            send.send(running.server.clone()).unwrap();
+            let peer = running.connect();
+            write(&peer, "the last words");
+            assert_eq!(read_to_end(&peer).unwrap(), b"the last words");
+            drop(peer);
+            running.server.wait().unwrap();
+        }
+    });
+}
+
+#[test]
+fn wait_returns_when_connections_and_threads_are_gone() {
+    alone!().run(|| {
+        let (running, callbacks) = serve_stubborn(2);
+        let peers = [running.connect(), running.connect()];
+        peers.iter().for_each(assert_echoes);
+        let waiting = {
+            let server = running.server.clone();
+            thread::spawn(move || server.wait())
+        };
+        running.server.stop(Duration::MAX);
+        let loops = [expect(&callbacks, "stopping"), expect(&callbacks, "stopping")];
+        assert!(!running.server.is_ended());
+        drop(peers);
+        waiting.join().unwrap().unwrap();
+        assert!(running.server.is_ended());
+        assert_eq!(running.server.connections(), 0);
+        assert!(loops.iter().all(LoopHandle::is_ended));
+        assert_eq!(callbacks.try_iter().count(), 2);
+        // Nothing to wait for.
+        running.server.wait().unwrap();
+    });
+}
+
+#[test]
+fn wait_on_a_thread_with_a_loop_is_an_error() {
+    alone!().run(|| {
+        let (running, _callbacks) = serve_stubborn(1);
+        let (send, receive) = mpsc::channel();
+        let server = running.server.clone();
+        running.event_loop().post(move |_| send.send(server.wait()).unwrap()).unwrap();
+        let error = within(&receive).unwrap_err();
+        assert!(error.to_string().contains("wait on another thread"), "{error}");
+
+        let _any_loop = EventLoop::new().unwrap();
+        running.server.wait().unwrap_err();
+    });
+}
+
+#[test]
+fn the_loop_goes_on_and_serves_the_same_port_again() {
+    alone!().run(|| {
+        let thread = LoopThread::spawn("test-loop", EventLoop::builder(), |_| Ok(())).unwrap();
+        let mut address: SocketAddr = OWN_ADDRESS.parse().unwrap();
+        for _ in 0..3 {
+            let (send, receive) = mpsc::channel();
+            let start = move |event_loop: &EventLoop| {
+                send.send(echo_on(event_loop, address)).unwrap();
+            };
+            thread.handle().post(start).unwrap();
+            let server = within(&receive).unwrap();
+            address = server.local_addr();
+            let peer = connect(address);
+            assert_echoes(&peer);
+            server.stop(Duration::ZERO);
+            assert_eq!(read_to_end(&peer).unwrap(), b"");
+            server.wait().unwrap();
+        }
+        thread.join().unwrap();
+    });
+}
+
+#[test]
+fn a_stop_amid_a_flood_of_connections_ends_them_all() {
+    alone!().run(|| {
+        let (connected, closed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let counts = (connected.clone(), closed.clone());
+        let running = serve(move |event_loop| {
+            TcpServer::bind(event_loop, OWN_ADDRESS)?
+                .threads(2)
+                .on_connect(move |_| {
+                    counts.0.fetch_add(1, Ordering::Relaxed);
+                })
+                .on_message(|conn, input| conn.send_buffer(input))
+                .on_close(move |_, _| {
+                    counts.1.fetch_add(1, Ordering::Relaxed);
+                })
+                .start()
+        });
+        let address = running.addr();
+        let flood = thread::spawn(move || {
+            let connect = |_| TcpStream::connect(address).ok();
+            (0..).map_while(connect).take(2000).collect::<Vec<_>>()
+        });
+        eventually("the flood has begun", || running.server.accepted() >= 20);
+        running.server.stop(Duration::ZERO);
+        running.server.wait().unwrap();
+        // All that were accepted had their callbacks; those that still queued were reset.
+        let connected = connected.load(Ordering::Relaxed);
+        assert_eq!(connected, closed.load(Ordering::Relaxed));
+        assert_eq!(connected, running.server.accepted());
+        assert_eq!((running.server.connections(), running.server.lost()), (0, 0));
+        for peer in flood.join().unwrap() {
+            peer.set_read_timeout(Some(DEADLINE)).unwrap();
+            match read_to_end(&peer) {
+                Ok(bytes) => assert_eq!(bytes, b""),
+                Err(e) => assert_eq!(e.kind(), io::ErrorKind::ConnectionReset),
+            }
+        }
+    });
+}
+
+// Ending with the loop.
+
+#[test]
+fn a_loop_that_ends_closes_the_connections_and_ends_the_server() {
+    alone!().run(|| {
+        for threads in [0, 2] {
+            let (running, callbacks) = serve_stubborn(threads);
+            let peers: Vec<_> = (0..4).map(|_| running.connect()).collect();
+            peers.iter().for_each(assert_echoes);
+            let server = running.server.clone();
+            let waiting = thread::spawn(move || server.wait());
+            running.event_loop().quit();
+            for peer in &peers {
+                expect(&callbacks, "the event loop ended");
+                assert_eq!(read_to_end(peer).unwrap(), b"");
+            }
+            waiting.join().unwrap().unwrap();
+            assert_eq!(running.server.connections(), 0);
+            running.server.stop(Duration::ZERO);
+        }
+    });
+}
+
+#[test]
+fn a_loop_that_ends_while_its_server_is_stopping_ends_the_server() {
+    alone!().run(|| {
+        for threads in [0, 2] {
+            let (running, callbacks) = serve_stubborn(threads);
+            let peers = [running.connect(), running.connect()];
+            peers.iter().for_each(assert_echoes);
+            running.server.stop(Duration::MAX);
+            for _ in &peers {
+                expect(&callbacks, "stopping");
+            }
+            running.event_loop().quit();
+            for peer in &peers {
+                expect(&callbacks, "the event loop ended");
+                assert_eq!(read_to_end(peer).unwrap(), b"");
+            }
+            eventually("the server has ended", || running.server.is_ended());
+            running.server.wait().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_loop_thread_that_ends_while_the_server_is_stopping_does_not_keep_it() {
+    alone!().run(|| {
+        let (running, callbacks) = serve_stubborn(2);
+        let peers = [running.connect(), running.connect()];
+        peers.iter().for_each(assert_echoes);
+        running.server.stop(Duration::MAX);
+        let loops = [expect(&callbacks, "stopping"), expect(&callbacks, "stopping")];
+        for event_loop in loops {
+            event_loop.quit();
+            expect(&callbacks, "the event loop ended");
+        }
+        running.server.wait().unwrap();
+    });
+}
+
+#[test]
+fn a_loop_that_never_ran_ends_its_server_too() {
+    alone!().run(|| {
+        for threads in [0, 2] {
+            let event_loop = EventLoop::new().unwrap();
+            let server = TcpServer::bind(&event_loop, OWN_ADDRESS).unwrap().threads(threads);
+            let server = server.on_message(|_, _| {}).start().unwrap();
+            let peer = connect(server.local_addr());
+            assert!(!server.is_ended());
+            drop(event_loop);
+            server.wait().unwrap();
+            assert_eq!(read_to_end(&peer).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        }
+    });
+}
+
+// Ending by signals.
+
+/// Runs an echo that stops on signals, as a program would. Returns when `run` does.
+fn run_until_signalled(deadline: Duration, meanwhile: impl FnOnce(SocketAddr) + Send + 'static) {
+    let event_loop = EventLoop::new().unwrap();
+    let server = echo_on(&event_loop, OWN_ADDRESS.parse().unwrap()).unwrap();
+    server.stop_on_signals(&event_loop, deadline).unwrap();
+    let address = server.local_addr();
+    let meanwhile = thread::spawn(move || meanwhile(address));
+    event_loop.run().unwrap();
+    assert!(server.is_ended());
+    meanwhile.join().unwrap();
+}
+
+fn send_to_myself(signal: Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::this(), signal).unwrap();
+}
+
+#[test]
+fn a_signal_stops_the_server_and_then_the_loop() {
+    alone!().run(|| {
+        for signal in [Signal::SIGINT, Signal::SIGTERM] {
+            run_until_signalled(DEADLINE, move |address| {
+                let peer = connect(address);
+                assert_echoes(&peer);
+                send_to_myself(signal);
+                // The end of the stream is what a graceful stop sends.
+                assert_eq!(read_to_end(&peer).unwrap(), b"");
+            });
+        }
+    });
+}
+
+#[test]
+fn a_second_signal_ends_the_loop_at_once() {
+    alone!().run(|| {
+        run_until_signalled(Duration::MAX, |address| {
+            let peer = connect(address);
+            assert_echoes(&peer);
+            send_to_myself(Signal::SIGTERM);
+            assert_eq!(read_to_end(&peer).unwrap(), b"");
+            send_to_myself(Signal::SIGTERM);
+            // Only then does the server give up the connection, and its end resets it.
+            let gone = || (&peer).write(b"x").is_err();
+            let start = Instant::now();
+            while !gone() {
+                assert!(start.elapsed() < DEADLINE, "the connection is still there");
+            }
+        });
+    });
+}
+
+#[test]
+fn stopping_on_signals_belongs_to_the_loop_of_the_server() {
+    alone!().run(|| {
+        let running = serve(|event_loop| echo_on(event_loop, OWN_ADDRESS.parse().unwrap()));
+        let other = EventLoop::new().unwrap();
+        let error = running.server.stop_on_signals(&other, DEADLINE).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    });
+}
