@@ -2,6 +2,7 @@
 //! everything was echoed.
 
 use std::io;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match echo(&listen, threads) {
+    match echo(listen, threads) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("echo: {e}");
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn echo(listen: &str, threads: usize) -> io::Result<()> {
+fn echo(listen: SocketAddr, threads: usize) -> io::Result<()> {
     let event_loop = EventLoop::new()?;
     let server = TcpServer::bind(&event_loop, listen)?
         .threads(threads)
@@ -53,12 +54,12 @@ fn echo(listen: &str, threads: usize) -> io::Result<()> {
     event_loop.run()
 }
 
-fn arguments() -> Result<Option<(String, usize)>, lexopt::Error> {
-    let (mut listen, mut threads) = ("127.0.0.1:2007".to_owned(), 0);
+fn arguments() -> Result<Option<(SocketAddr, usize)>, lexopt::Error> {
+    let (mut listen, mut threads) = (SocketAddr::from(([127, 0, 0, 1], 2007)), 0);
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next()? {
         match argument {
-            Long("listen") => listen = parser.value()?.string()?,
+            Long("listen") => listen = parser.value()?.parse()?,
             Long("threads") => threads = parser.value()?.parse()?,
             Long("help") | Short('h') => return Ok(None),
             other => return Err(other.unexpected()),

@@ -71,8 +71,12 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         Ok(())
     }
 
-    /// Calls the handler from outside an event.
+    /// Calls the handler from outside an event. Not when it has closed the connection and only the
+    /// end of the turn is awaited.
     fn enter(&self, event_loop: &EventLoop, what: &str, f: impl FnOnce(&mut H, &Connection<'_>)) {
+        if self.core.state.borrow().is_ended() {
+            return;
+        }
         let conn = Connection::new(event_loop, &self.core);
         let call = || {
             if let Some(handler) = &mut *self.handler.borrow_mut() {
