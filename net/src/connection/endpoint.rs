@@ -120,7 +120,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         let mut input = if nothing_left {
             lender.lend()
         } else {
-            match self.take_input(conn) {
+            match self.take_input() {
                 Some(input) => input,
                 None => return false,
             }
@@ -136,23 +136,17 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         true
     }
 
-    /// The input that the handler has left, with room behind it. `None` if reading is not wanted,
-    /// or the input has reached its limit.
+    /// The input that the handler has left, with room behind it. `None` if reading is not wanted.
     #[inline(never)]
-    fn take_input(&self, conn: &Connection<'_>) -> Option<Buffer> {
+    fn take_input(&self) -> Option<Buffer> {
         let Context { limits, lender, .. } = &*self.core.context;
-        let left = self.core.state.borrow_mut().begin_read()?;
-        if left.len() >= limits.input {
-            self.core.end(conn.event_loop(), CloseReason::InputFull { limit: limits.input });
-            return None;
-        }
-        let mut input = left;
+        let mut input = self.core.state.borrow_mut().begin_read()?;
         if input.capacity() < lender.size() {
             let rest = std::mem::replace(&mut input, lender.lend());
             input.append(rest.readable());
         }
         // First what consumed bytes have left, then twice the storage.
-        let allowed = limits.input - input.len();
+        let allowed = limits.input.saturating_sub(input.len()).max(1);
         if input.writable_len() < MIN_ROOM.min(allowed) {
             input.reserve(input.capacity().min(allowed));
         }
@@ -179,16 +173,21 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         handler.on_message(conn, &mut input);
         // Nothing to keep if the buffer moved to the output.
         if input.has_storage() {
-            self.keep_input(input);
+            self.keep_input(conn, input);
         }
     }
 
+    /// A handler that could go on and yet leaves as much as the limit allows never will.
     #[inline(never)]
-    fn keep_input(&self, input: Buffer) {
+    fn keep_input(&self, conn: &Connection<'_>, input: Buffer) {
         let Context { limits, lender, .. } = &*self.core.context;
         let rest = lender.trim(input);
+        let full = rest.len() >= limits.input;
         let posted = self.core.posted_bytes();
         self.core.state.borrow_mut().keep_input(rest, limits, posted);
+        if full && conn.wants_input() {
+            self.core.end(conn.event_loop(), CloseReason::InputFull { limit: limits.input });
+        }
     }
 
     /// Steps 1 and 2 when there is more to an event than data: room to write, an error, a hang-up.

@@ -1,0 +1,114 @@
+//! Peers that keep us waiting for their end.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod scene;
+
+use std::io::Read;
+use std::net::{Shutdown, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{DEADLINE, pattern, read_to_end};
+use scene::{ANSWER, Act, LARGE, Scene, write};
+
+const LINGER: Duration = Duration::from_millis(300);
+
+const LAST_ANSWER: Act = |conn, input| {
+    input.clear();
+    conn.send(pattern(LARGE));
+    conn.shutdown();
+};
+
+#[test]
+fn b39_a_peer_that_never_closes_is_cut() {
+    alone!().run(|| {
+        let scene = Scene::with(|conn, _| conn.shutdown(), |server| server.linger(LINGER));
+        let (peer, _) = scene.connect();
+        let start = Instant::now();
+        write(&peer, "go");
+        assert_eq!(read_to_end(&peer).unwrap(), b"");
+        scene.assert_closes("did not finish in time");
+        assert!(start.elapsed() >= LINGER, "{:?}", start.elapsed());
+    });
+}
+
+#[test]
+fn b39_a_peer_that_does_not_take_what_is_pending_is_cut() {
+    alone!().run(|| {
+        let scene = Scene::with(LAST_ANSWER, |server| server.linger(LINGER));
+        let start = Instant::now();
+        let (peer, _) = scene.connect_and_await_high_water();
+        scene.assert_closes("did not finish in time");
+        assert!(start.elapsed() >= LINGER, "{:?}", start.elapsed());
+        let arrived = read_to_end(&peer).unwrap();
+        assert!(arrived.len() < LARGE && pattern(LARGE).starts_with(&arrived));
+    });
+}
+
+#[test]
+fn b39_a_peer_that_half_closed_and_does_not_take_what_is_pending_is_cut() {
+    alone!().run(|| {
+        // All that is pending is below the high-water mark, so the end of the stream is seen.
+        let scene = Scene::with(ANSWER, |server| server.linger(LINGER).water_marks(1, LARGE));
+        let start = Instant::now();
+        let (peer, _) = scene.connect();
+        write(&peer, "go");
+        peer.shutdown(Shutdown::Write).unwrap();
+        scene.assert_closes("did not finish in time");
+        assert!(start.elapsed() >= LINGER, "{:?}", start.elapsed());
+    });
+}
+
+#[test]
+fn b39_a_peer_that_closes_in_time_is_not_cut() {
+    alone!().run(|| {
+        let scene = Scene::with(|conn, _| conn.shutdown(), |server| server.linger(DEADLINE));
+        let (peer, _) = scene.connect();
+        write(&peer, "go");
+        assert_eq!(read_to_end(&peer).unwrap(), b"");
+        drop(peer);
+        scene.assert_closes("shut down");
+    });
+}
+
+#[test]
+fn b39_a_peer_that_takes_what_is_pending_slowly_is_not_cut() {
+    let linger = Duration::from_secs(1);
+    alone!().run(|| {
+        for _ in 0..5 {
+            let scene = Scene::with(LAST_ANSWER, |server| server.linger(Duration::from_secs(1)));
+            let (peer, _) = scene.connect_and_await_high_water();
+            let (received, longest_pause) = read_slowly(&peer, 3 * linger);
+            drop(peer);
+            if received == LARGE {
+                scene.assert_closes("shut down");
+                return;
+            }
+            // It was cut. That is right if this thread did not get to read for so long.
+            scene.assert_closes("did not finish in time");
+            assert!(longest_pause > linger / 2, "cut after {received} bytes, {longest_pause:?}");
+        }
+        eprintln!("SKIPPED: this machine is too busy for a steady reader");
+    });
+}
+
+/// Reads everything in small pieces that are spread over the time. Returns how much there was,
+/// and the longest time between two pieces.
+fn read_slowly(mut peer: &TcpStream, time: Duration) -> (usize, Duration) {
+    const PIECES: usize = 100;
+    let mut piece = vec![0; LARGE / PIECES];
+    let (mut received, mut longest_pause) = (0, Duration::ZERO);
+    let mut last = Instant::now();
+    loop {
+        let n = peer.read(&mut piece).unwrap();
+        longest_pause = longest_pause.max(last.elapsed());
+        last = Instant::now();
+        if n == 0 {
+            return (received, longest_pause);
+        }
+        received += n;
+        thread::sleep(time * n as u32 / LARGE as u32);
+    }
+}
