@@ -302,7 +302,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         if state.can_flush() {
             drained = self.flush(&mut state);
         }
-        let just_open = state.is_quiet() && core.interest.get() == Interest::READ;
+        let just_open = state.is_quiet();
         drop(state);
         if just_open {
             if !drained {
@@ -354,6 +354,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         let mut interest = Interest::NONE;
         interest.set(Interest::READ, state.wants_read());
         interest.set(Interest::WRITE, state.is_blocked());
+        state.watched(interest == Interest::READ);
         let lingers = state.lingers();
         let more = state.can_flush() || state.is_deliverable(limits, core.posted_bytes());
         drop(state);

@@ -54,6 +54,8 @@ bitflags! {
         const BLOCKED = 1 << 11;
         /// The peer is gone but reading is paused.
         const HUNG_UP = 1 << 12;
+        /// The poller was told to wait for something else than input.
+        const REWATCHED = 1 << 13;
 
         const READ_OVER = Self::EOF_TOLD.bits() | Self::READ_FAILED.bits();
         const WRITE_OVER = Self::FIN_SENT.bits() | Self::WRITE_FAILED.bits();
@@ -388,7 +390,12 @@ impl State {
         self.status.intersects(ending) && !self.is_over()
     }
 
-    /// Just open: nothing to deliver, send or tell, and no end in sight.
+    /// Notes what the poller is told to wait for.
+    pub(crate) fn watched(&mut self, only_for_input: bool) {
+        self.status.set(Status::REWATCHED, !only_for_input);
+    }
+
+    /// Just open: nothing to deliver, send, tell or wait for but input, and no end in sight.
     #[inline]
     pub(crate) fn is_quiet(&self) -> bool {
         self.status.is_empty() && self.output.is_empty()

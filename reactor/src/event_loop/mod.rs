@@ -38,6 +38,10 @@ const WAKER: Token = Token(u64::MAX);
 /// gets `&EventLoop` and may use all of it; nothing is ever called from inside another callback.
 /// Other threads reach a loop by its [`LoopHandle`].
 ///
+/// A child made by fork(2) shares the kernel's side of its parent's loop, so there all that would
+/// use it is an error. The child can only drop it, which leaves the parent's alone, and then make
+/// one of its own.
+///
 /// ```
 /// use ruduo_reactor::EventLoop;
 /// use std::time::Duration;
