@@ -151,17 +151,3 @@ where
 
     HandlerFn(on_message)
 }
-
-/// A handler as the library looks into it for [`Connection::handle_for`]: itself, or what is in
-/// its box.
-pub(crate) fn as_any<H: Handler>(handler: &mut H) -> &mut dyn Any {
-    let handler: &mut dyn Any = handler;
-    if handler.is::<Box<dyn Handler>>() {
-        // Asked and answered in two steps because the borrow of a failed downcast would last.
-        return match handler.downcast_mut::<Box<dyn Handler>>() {
-            Some(boxed) => &mut **boxed,
-            None => unreachable!("just seen to be a box"),
-        };
-    }
-    handler
-}

@@ -35,9 +35,9 @@ pub(crate) struct Core {
     scheduled: Cell<bool>,
     /// What handles on other threads share with us; made with the first handle.
     posted: OnceCell<Arc<Posted>>,
-    /// A call that a handle has posted is running: it has its place in the order of operations,
-    /// and what it does need not queue behind those posted later.
-    pub(super) in_posted_call: Cell<bool>,
+    /// While a call that a handle has posted is running: how many operations were posted behind
+    /// it before it began. The call has its place in their order and need not queue behind them.
+    bypassed: Cell<usize>,
     timers: RefCell<Option<Box<Timers>>>,
 }
 
@@ -72,7 +72,7 @@ impl Core {
             busy: Cell::new(false),
             scheduled: Cell::new(false),
             posted: OnceCell::new(),
-            in_posted_call: Cell::new(false),
+            bypassed: Cell::new(0),
             timers: RefCell::default(),
         }
     }
@@ -212,8 +212,15 @@ impl Core {
     /// has to queue behind them.
     #[inline]
     pub(super) fn has_outstanding(&self) -> bool {
-        self.posted.get().is_some_and(|posted| posted.has_outstanding())
-            && !self.in_posted_call.get()
+        self.posted.get().is_some_and(|posted| posted.outstanding() > self.bypassed.get())
+    }
+
+    pub(super) fn begin_posted_call(&self) {
+        self.bypassed.set(self.posted().outstanding());
+    }
+
+    pub(super) fn end_posted_call(&self) {
+        self.bypassed.set(0);
     }
 
     /// Bytes of output on their way from handles.

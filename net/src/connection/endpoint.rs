@@ -29,7 +29,7 @@ use super::output::{self, Next};
 use super::reason::CloseReason;
 use super::state::{Crossed, State};
 use crate::context::{self, Context};
-use crate::handler::{self, Handler};
+use crate::handler::Handler;
 use crate::registry::{HandlerCall, Resident};
 use crate::transport::{self, Transport};
 use crate::{Buffer, Connection};
@@ -446,11 +446,9 @@ impl<T: Transport, H: Handler> Resident for Endpoint<T, H> {
     }
 
     fn call(&self, event_loop: &EventLoop, f: HandlerCall) {
-        self.core.in_posted_call.set(true);
-        self.enter(event_loop, "a call to a handler", |handler, conn| {
-            f(handler::as_any(handler), conn);
-        });
-        self.core.in_posted_call.set(false);
+        self.core.begin_posted_call();
+        self.enter(event_loop, "a call to a handler", |handler, conn| f(handler, conn));
+        self.core.end_posted_call();
     }
 
     fn on_timer(&self, event_loop: &EventLoop, key: u64) {

@@ -117,10 +117,11 @@ impl Posted {
         }
     }
 
+    /// Operations that have been posted and not yet carried out.
     #[inline]
-    pub(super) fn has_outstanding(&self) -> bool {
+    pub(super) fn outstanding(&self) -> usize {
         // Whoever has learned of a posted operation, by a lock or a channel, sees it counted.
-        self.operations.load(Ordering::Acquire) > 0
+        self.operations.load(Ordering::Acquire)
     }
 
     pub(super) fn weight(&self) -> usize {
@@ -382,7 +383,7 @@ impl<H: Handler> HandlerHandle<H> {
         let outstanding = Outstanding::new(&self.handle.posted, 0);
         let place = self.handle.place;
         let call = move |handler: &mut dyn Any, conn: &Connection<'_>| {
-            if let Some(handler) = handler.downcast_mut::<H>() {
+            if let Some(handler) = find::<H>(handler) {
                 f(handler, conn);
             } else {
                 let (id, wanted) = (conn.id(), type_name::<H>());
@@ -399,6 +400,15 @@ impl<H: Handler> HandlerHandle<H> {
         };
         self.handle.event_loop.post(task).map_err(|_| SendError::Closed)
     }
+}
+
+/// The handler itself, or what is in its box.
+fn find<H: Handler>(handler: &mut dyn Any) -> Option<&mut H> {
+    if handler.is::<H>() {
+        return handler.downcast_mut();
+    }
+    let inside: &mut dyn Any = &mut **handler.downcast_mut::<Box<dyn Handler>>()?;
+    inside.downcast_mut()
 }
 
 impl<H> Clone for HandlerHandle<H> {
