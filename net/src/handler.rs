@@ -65,7 +65,7 @@ pub trait Handler: Any {
 
     /// The peer has sent its last byte and may still be reading. By default the connection shuts
     /// down too: pending output is delivered, then it closes. Who overrides this has to end the
-    /// connection.
+    /// connection. Input that was left may still be delivered again after this, by a resume.
     fn on_half_close(&mut self, conn: &Connection<'_>) {
         conn.shutdown();
     }

@@ -58,7 +58,7 @@ impl Limits {
                 "the high-water mark ({high_water} bytes) must be below the output limit ({output})"
             ));
         }
-        if output / 2 < read_size {
+        if output / 2 < read_size + crate::Buffer::CHEAP_PREPEND {
             return bad(format!(
                 "the output limit ({output} bytes) must be at least twice the read size \
                  ({read_size}): an echoed buffer counts with its whole storage"

@@ -74,7 +74,17 @@ impl io::Read for Buffer {
     }
 }
 
-/// Writing appends. It never fails and takes all it is given.
+/// Writing appends, also by `write!`. It never fails and takes all it is given.
+///
+/// ```
+/// use ruduo_net::Buffer;
+/// use std::io::Write;
+///
+/// let mut reply = Buffer::new();
+/// write!(reply, "{} {}\r\n", 200, "OK")?;
+/// assert_eq!(reply.readable(), b"200 OK\r\n");
+/// # std::io::Result::Ok(())
+/// ```
 impl io::Write for Buffer {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         self.append(data);
@@ -82,24 +92,6 @@ impl io::Write for Buffer {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Writing appends the text as UTF-8. It never fails.
-///
-/// ```
-/// use ruduo_net::Buffer;
-/// use std::fmt::Write;
-///
-/// let mut reply = Buffer::new();
-/// write!(reply, "{} {}\r\n", 200, "OK")?;
-/// assert_eq!(reply.readable(), b"200 OK\r\n");
-/// # Ok::<(), std::fmt::Error>(())
-/// ```
-impl fmt::Write for Buffer {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.append(text.as_bytes());
         Ok(())
     }
 }

@@ -7,6 +7,7 @@
 use std::any::{Any, type_name};
 use std::error::Error;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -222,6 +223,14 @@ impl ConnectionHandle {
     /// As [`send`](ConnectionHandle::send).
     pub fn send_shared(&self, bytes: Arc<[u8]>) -> Result<(), SendError> {
         self.submit(Operation::Send(Payload::Shared(bytes)))
+    }
+
+    /// Sends `len` bytes of `file` from `offset` on, without reading them into this process.
+    ///
+    /// # Errors
+    /// As [`send`](ConnectionHandle::send).
+    pub fn send_file(&self, file: File, offset: u64, len: u64) -> Result<(), SendError> {
+        self.submit(Operation::Send(Payload::File(FileRange { file, offset, len })))
     }
 
     /// See [`Connection::shutdown`].

@@ -59,11 +59,11 @@ impl Outgoing<'_> {
         }
     }
 
-    /// Bytes of memory that are held until they are sent.
+    /// Bytes of memory that are held until they are sent. A buffer that is mostly empty is copied.
     fn weight(&self) -> usize {
         match self {
             Outgoing::File(_) => 0,
-            Outgoing::Buffer(buffer) => buffer.capacity(),
+            Outgoing::Buffer(buffer) if buffer.capacity() / 2 <= buffer.len() => buffer.capacity(),
             other => other.len(),
         }
     }
@@ -166,7 +166,8 @@ impl Output {
         }
         match outgoing {
             Outgoing::Buffer(buffer) if self.len == 0 => return self.push_first(buffer),
-            Outgoing::Buffer(buffer) if len >= SMALL => {
+            // Unless it is mostly empty: behind a slow peer, storage is what counts.
+            Outgoing::Buffer(buffer) if len >= SMALL && buffer.capacity() / 2 <= len => {
                 self.freeze_tail(lender);
                 self.tail = std::mem::take(buffer);
             }

@@ -1,0 +1,316 @@
+//! Peers that read slowly: water marks, limits, and input that waits for them.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod kernel;
+mod recorder;
+
+use std::io::{ErrorKind, Write};
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use common::{DEADLINE, eventually, pattern, read_n, read_to_end, serve, within};
+use recorder::{Told, brief, recorded, turns};
+use ruduo::{
+    Buffer, CloseReason, Connection, EventLoop, Handler, SendError, ServerHandle, TcpServer,
+};
+
+/// More than the kernel's buffers of both ends take when the peer does not read.
+const A_LOT: usize = 32 << 20;
+
+const MIB: usize = 1 << 20;
+
+// Water marks.
+
+#[test]
+fn b26_each_crossing_is_told_once_and_reading_pauses_between() {
+    alone!().run(|| {
+        let (this, mut peer) = recorded(|server| server.water_marks(MIB, 2 * MIB));
+        for _ in 0..3 {
+            this.conn.send_shared(Arc::from(pattern(A_LOT))).unwrap();
+            let Told::HighWater(pending) = within(&this.told) else { panic!("no high water") };
+            assert!((2 * MIB + 1..=A_LOT).contains(&pending), "{pending}");
+
+            // More output is no new crossing, and the peer's next request is not received.
+            this.conn.send("more").unwrap();
+            peer.write_all(b"request").unwrap();
+            kernel::wait_for_bytes(this.ends, 7);
+            this.let_turn();
+            assert_eq!(kernel::end(this.ends).unwrap().unread, 7);
+            assert!(this.told.try_recv().is_err());
+
+            read_n(&peer, A_LOT + 4);
+            assert_eq!(within(&this.told), Told::LowWater);
+            // The rest of the output is one write away, the request one read.
+            let next = [within(&this.told), within(&this.told)];
+            assert!(next.contains(&Told::Message(b"request".to_vec())), "{next:?}");
+            assert!(next.contains(&Told::WriteComplete), "{next:?}");
+        }
+    });
+}
+
+/// What the kernel takes at once never was back pressure.
+#[test]
+fn b26_output_that_leaves_at_once_crosses_nothing() {
+    alone!().run(|| {
+        let (this, peer) = recorded(|server| server.water_marks(0, 10));
+        for _ in 0..3 {
+            this.conn.send(pattern(10_000)).unwrap();
+            read_n(&peer, 10_000);
+            assert_eq!(within(&this.told), Told::WriteComplete);
+        }
+    });
+}
+
+/// Takes requests of one byte while it may, and answers each at length.
+struct Answering {
+    answer: Arc<[u8]>,
+    answered: Arc<AtomicU64>,
+    most: usize,
+}
+
+impl Handler for Answering {
+    fn on_message(&mut self, conn: &Connection<'_>, input: &mut Buffer) {
+        while conn.wants_input() && !input.is_empty() {
+            input.consume(1);
+            conn.send_shared(self.answer.clone());
+            self.answered.fetch_add(1, Ordering::Relaxed);
+            assert!(conn.pending_output() <= self.most, "the handler was not told to stop");
+        }
+    }
+}
+
+#[test]
+fn b26_a_handler_that_stops_gets_what_it_left_when_the_peer_has_read() {
+    const REQUESTS: usize = 50;
+    const ANSWER: usize = MIB;
+    alone!().run(|| {
+        let answered = Arc::new(AtomicU64::new(0));
+        let count = answered.clone();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.water_marks(MIB, 2 * MIB).serve(move |_| {
+                let answer = Arc::from(pattern(ANSWER));
+                Answering { answer, answered: count.clone(), most: 2 * MIB + ANSWER }
+            })
+        });
+        let mut peer = server.connect();
+        peer.write_all(&[b'?'; REQUESTS]).unwrap();
+        peer.shutdown(Shutdown::Write).unwrap();
+        eventually("the first answers", || answered.load(Ordering::Relaxed) > 2);
+        let total = read_to_end(&peer).unwrap().len();
+        assert_eq!(total, REQUESTS * ANSWER);
+        assert_eq!(answered.load(Ordering::Relaxed), REQUESTS as u64);
+    });
+}
+
+/// The peer reads as fast as it can: each time the handler stops, all its output leaves at once,
+/// and the requests that it left, together with the peer's FIN, wait for their turns.
+#[test]
+fn b26_a_pipeline_of_requests_with_a_fin_behind_is_answered_to_the_last() {
+    const REQUESTS: usize = 20_000;
+    const ANSWER: usize = 100;
+    alone!().run(|| {
+        let answered = Arc::new(AtomicU64::new(0));
+        let count = answered.clone();
+        let (tell, told) = channel();
+        struct Told(Answering, std::sync::mpsc::Sender<String>);
+        impl Handler for Told {
+            fn on_message(&mut self, conn: &Connection<'_>, input: &mut Buffer) {
+                self.0.on_message(conn, input);
+            }
+            fn on_close(&mut self, _: &Connection<'_>, reason: &CloseReason) {
+                self.1.send(brief(reason)).unwrap();
+            }
+        }
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.water_marks(0, 1000).serve(move |_| {
+                let answer = Arc::from(pattern(ANSWER));
+                let answering = Answering { answer, answered: count.clone(), most: 1000 + ANSWER };
+                Told(answering, tell.clone())
+            })
+        });
+        let mut peer = server.connect();
+        peer.write_all(&[b'?'; REQUESTS]).unwrap();
+        peer.shutdown(Shutdown::Write).unwrap();
+        let total = read_to_end(&peer).unwrap().len();
+        assert_eq!(total, REQUESTS * ANSWER);
+        assert_eq!(answered.load(Ordering::Relaxed), REQUESTS as u64);
+        assert_eq!(within(&told), "PeerClosed");
+    });
+}
+
+#[test]
+fn b26_a_program_that_paused_gets_what_it_left_without_new_bytes() {
+    alone!().run(|| {
+        let (tell, told) = channel();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_message(move |conn, input| {
+                    // One line at a time; the rest has to wait for a resume.
+                    let Some(end) = input.find_eol() else { return };
+                    let line = String::from_utf8(input.read_bytes(end + 1).unwrap()).unwrap();
+                    conn.pause_reading();
+                    assert!(!conn.wants_input());
+                    tell.send((line, conn.handle())).unwrap();
+                })
+                .start()
+        });
+        let mut peer = server.connect();
+        peer.write_all(b"one\ntwo\nthree\n").unwrap();
+        peer.shutdown(Shutdown::Write).unwrap();
+        for expected in ["one\n", "two\n", "three\n"] {
+            let (line, conn) = within(&told);
+            assert_eq!(line, expected);
+            turns(server.event_loop());
+            turns(server.event_loop());
+            assert!(told.try_recv().is_err(), "delivered before the resume");
+            conn.resume_reading().unwrap();
+        }
+        assert_eq!(read_to_end(&peer).unwrap(), b"", "closes after the last line");
+    });
+}
+
+/// Many messages of a middle size wait: they may not weigh so much more than their bytes that the
+/// limit ends the connection before the mark pauses it.
+#[test]
+fn b26_back_pressure_comes_before_the_limit() {
+    const MESSAGE: usize = 5000;
+    alone!().run(|| {
+        let (tell, told) = channel();
+        let ended = tell.clone();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .water_marks(64 * 1024, 2 * MIB)
+                .output_limit(8 * MIB)
+                .on_message(|conn, input| conn.send_buffer(input))
+                .on_high_water(move |_, _| tell.send("high water".to_owned()).unwrap())
+                .on_close(move |_, reason| ended.send(brief(reason)).unwrap())
+                .start()
+        });
+        let mut peer = server.connect();
+        let (mut sent, start) = (0, Instant::now());
+        let first = loop {
+            // Each is received as a message of its own.
+            if server.server.bytes_received() == sent as u64 {
+                peer.write_all(&pattern(MESSAGE)).unwrap();
+                sent += MESSAGE;
+            }
+            if let Ok(first) = told.recv_timeout(Duration::from_micros(20)) {
+                break first;
+            }
+            assert!(start.elapsed() < DEADLINE, "neither the mark nor the limit");
+        };
+        assert_eq!(first, "high water");
+        peer.shutdown(Shutdown::Write).unwrap();
+        let back = read_to_end(&peer).unwrap();
+        assert!(back == pattern(MESSAGE).repeat(sent / MESSAGE), "{} of {sent} bytes", back.len());
+        assert_eq!(within(&told), "PeerClosed");
+    });
+}
+
+// Limits.
+
+#[test]
+fn b27_output_beyond_the_limit_closes_with_the_reason() {
+    const LIMIT: usize = 4 * MIB;
+    alone!().run(|| {
+        let (this, peer) = recorded(|server| server.water_marks(MIB, 2 * MIB).output_limit(LIMIT));
+        let (tell, told) = channel();
+        this.call(move |conn| {
+            let piece = pattern(64 * 1024);
+            let sent = (0..100).map(|_| conn.send(&piece)).count();
+            tell.send((sent, conn.pending_output())).unwrap();
+        });
+        let (_, pending) = within(&told);
+        assert!((LIMIT / 2..=LIMIT).contains(&pending), "{pending} bytes were accepted");
+        assert_eq!(this.closed(), format!("OutputFull {{ limit: {LIMIT} }}"));
+        let discarded = this.server.server.bytes_discarded();
+        assert_eq!(discarded as usize, 100 * 64 * 1024 - pending, "all the others are counted");
+        drop(peer);
+    });
+}
+
+#[test]
+fn b27_try_send_says_full_and_changes_nothing() {
+    const LIMIT: usize = 4 * MIB;
+    alone!().run(|| {
+        let (this, peer) = recorded(|server| server.water_marks(MIB, 2 * MIB).output_limit(LIMIT));
+        let (tell, told) = channel();
+        this.call(move |conn| {
+            let piece = pattern(64 * 1024);
+            let accepted = (0..1000).take_while(|_| conn.try_send(&piece).is_ok()).count();
+            assert_eq!(conn.try_send(&piece), Err(SendError::Full));
+            assert_eq!(conn.handle().send(&piece), Err(SendError::Full));
+            tell.send((accepted * piece.len(), conn.pending_output())).unwrap();
+        });
+        let (accepted, pending) = within(&told);
+        assert_eq!(accepted, pending);
+        assert!((LIMIT / 2..=LIMIT).contains(&pending), "{pending} bytes were accepted");
+        assert_eq!(this.server.server.bytes_discarded(), 0);
+        let expected = pattern(64 * 1024).repeat(accepted / (64 * 1024));
+        assert!(read_n(&peer, accepted) == expected);
+        this.conn.send("still open").unwrap();
+        assert_eq!(read_n(&peer, 10), b"still open");
+    });
+}
+
+/// Limits count memory, and even a few bytes are kept in a buffer of the read size.
+#[test]
+fn b27_a_limit_too_small_for_buffers_is_refused_and_the_smallest_allowed_works() {
+    const READ: usize = 4096;
+    fn start(event_loop: &EventLoop, limit: usize) -> std::io::Result<ServerHandle> {
+        TcpServer::bind(event_loop, "127.0.0.1:0")?
+            .read_size(READ)
+            .water_marks(0, 1000)
+            .output_limit(limit)
+            .on_message(|conn, input| {
+                conn.send("first, ");
+                conn.send_buffer(input);
+            })
+            .start()
+    }
+    alone!().run(|| {
+        let (tell, told) = channel();
+        let server = serve(move |event_loop| {
+            // The boundary itself is the library's affair.
+            let mut limits = (READ..3 * READ).map(|limit| start(event_loop, limit));
+            let refused = limits.next().unwrap().unwrap_err();
+            tell.send((refused.kind(), refused.to_string())).unwrap();
+            limits.find_map(Result::ok).ok_or_else(|| ErrorKind::InvalidInput.into())
+        });
+        let (kind, text) = within(&told);
+        assert_eq!(kind, ErrorKind::InvalidInput);
+        assert!(text.contains("output limit") && text.contains("read size"), "{text}");
+        let mut peer = server.connect();
+        peer.write_all(b"second").unwrap();
+        assert_eq!(read_n(&peer, 13), b"first, second");
+    });
+}
+
+// Depth.
+
+/// Each answer is sent when the one before has left. A write-complete callback that were called
+/// inside `send` would need a stack frame for each.
+#[test]
+fn b46_sending_on_write_complete_needs_no_stack() {
+    const TIMES: u64 = 150_000;
+    alone!().run(|| {
+        let times = AtomicU64::new(0);
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_message(|conn, input| conn.send_buffer(input))
+                .on_write_complete(move |conn| match times.fetch_add(1, Ordering::Relaxed) {
+                    TIMES.. => conn.shutdown(),
+                    _ => conn.send("x"),
+                })
+                .start()
+        });
+        let mut peer = server.connect();
+        peer.write_all(b"x").unwrap();
+        assert_eq!(read_to_end(&peer).unwrap().len() as u64, TIMES + 1);
+    });
+}
