@@ -344,7 +344,8 @@ fn a_wakeup_is_over_when_it_has_been_seen() {
             let poster = thread::spawn(move || {
                 for _ in 0..5 {
                     thread::park_timeout(Duration::from_millis(5));
-                    handle.post(|_| {}).unwrap();
+                    // On a slow machine the loop has ended before the last of them.
+                    _ = handle.post(|_| {});
                 }
             });
             let turns = turns_in_a_while(&event_loop);
