@@ -7,7 +7,7 @@ mod common;
 
 use std::io::{self, Write};
 use std::rc::Rc;
-use std::sync::{Mutex, mpsc};
+use std::sync::mpsc;
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use ruduo::{
-    Channel, EventLoop, Interest, LoopHandle, LoopPool, LoopThread, PostError, Signal, WakerKind,
+    Channel, Event, EventLoop, Interest, LoopHandle, LoopPool, LoopThread, PostError, Signal,
+    WakerKind,
 };
 
 #[test]
@@ -56,7 +57,7 @@ fn b46_run_inside_run_is_an_error() {
         let (mut near, far) = pair();
         near.write_all(b"x").unwrap();
         let again = run_again("handler");
-        let handler = move |event_loop: &EventLoop, _: &_, event: ruduo::Event| {
+        let handler = move |event_loop: &EventLoop, _: &_, event: Event| {
             again(event_loop);
             event_loop.deregister(event.token);
         };
@@ -155,37 +156,34 @@ fn b40_a_pool_is_started_and_dropped_10_000_times_on_one_cpu() {
     });
 }
 
-/// Tasks that are posted can't share the rest's records, for they are `Send`.
-static SEEN_BY_TASKS: Mutex<Vec<&str>> = Mutex::new(Vec::new());
-
 #[test]
 fn b40_quit_lets_the_phase_finish_and_runs_the_last_tasks() {
     alone!().run(|| {
         let event_loop = EventLoop::new().unwrap();
-        let seen = Record::new();
-        let mut peers = Vec::new();
-        for name in ["first", "second"] {
+        let (note, seen) = mpsc::channel();
+        let record = |what: &'static str| {
+            let note = note.clone();
+            move |_: &EventLoop| note.send(what).unwrap()
+        };
+        let peers = [("first", "posted by first"), ("second", "posted by second")].map(|names| {
             let (mut near, far) = pair();
             near.write_all(b"x").unwrap();
-            peers.push(near);
-            let seen = seen.clone();
-            let handler = move |event_loop: &EventLoop, _: &_, _| {
-                seen.push(name);
+            let mut both = Some((record(names.0), record(names.1)));
+            let handler = move |event_loop: &EventLoop, _: &_, _: Event| {
+                let (note, task) = both.take().unwrap();
+                note(event_loop);
                 event_loop.quit();
-                let posted = || SEEN_BY_TASKS.lock().unwrap().push(name);
-                event_loop.handle().post(move |_| posted()).unwrap();
+                event_loop.handle().post(task).unwrap();
             };
             event_loop.register(Channel::new(far, Interest::READ, handler)).unwrap();
-        }
-        let record = |what: &'static str| {
-            let seen = seen.clone();
-            move |_: &EventLoop| seen.push(what)
-        };
+            near
+        });
         event_loop.run_after(Duration::ZERO, record("timer"));
         event_loop.defer(record("task"));
         run(&event_loop);
-        assert_eq!(seen.take(), ["first", "second", "task"]);
-        assert_eq!(*SEEN_BY_TASKS.lock().unwrap(), ["first", "second"]);
+        let expected = ["first", "second", "task", "posted by first", "posted by second"];
+        assert_eq!(seen.try_iter().collect::<Vec<_>>(), expected);
+        drop(peers);
     });
 }
 
@@ -279,7 +277,6 @@ fn b40_a_loop_that_never_ran_ends_the_same_way() {
     });
 }
 
-/// Every kind, so that each descriptor a handle keeps is one too many for somebody.
 #[test]
 fn a_handle_outlives_its_loop() {
     alone!().run(|| {
@@ -347,7 +344,7 @@ fn a_child_forked_in_a_callback_gets_an_error_from_run() {
         near.write_all(b"x").unwrap();
         let (seen, child) = (Record::new(), Record::new());
         let (note, forked) = (seen.clone(), child.clone());
-        let fork_in_handler = move |event_loop: &EventLoop, _: &_, event: ruduo::Event| {
+        let fork_in_handler = move |event_loop: &EventLoop, _: &_, event: Event| {
             event_loop.deregister(event.token);
             match fork_here() {
                 Some(pid) => forked.push(pid),

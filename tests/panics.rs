@@ -237,34 +237,44 @@ fn b45_a_loop_whose_own_factory_could_not_be_made_takes_no_connections() {
 
 // The other policy.
 
-const ABORTS: &str = "RUDUO_TEST_ABORTS";
+/// Tells the process that is to abort how many threads its server has.
+const THREADS: &str = "RUDUO_TEST_THREADS";
 
-#[test]
-fn b45_by_the_abort_policy_a_panic_ends_the_process() {
-    let name = test_name!();
-    alone!().run(|| {
-        if std::env::var_os(ABORTS).is_some() {
-            panic_by_abort_policy();
-        }
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", name, "--nocapture", "--test-threads=1"])
-            .env(ABORTS, "1")
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.signal(), Some(Signal::SIGABRT as i32), "{text}");
-        assert!(text.contains("panicked: on purpose"), "{text}");
-    });
+fn assert_aborts(name: &str, threads: usize) {
+    if let Ok(threads) = std::env::var(THREADS) {
+        panic_by_abort_policy(threads.parse().unwrap());
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(THREADS, threads.to_string())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.signal(), Some(Signal::SIGABRT as i32), "{text}");
+    assert!(text.contains("panicked: on purpose"), "{text}");
 }
 
-fn panic_by_abort_policy() -> ! {
+fn panic_by_abort_policy(threads: usize) -> ! {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).unwrap();
     let builder = EventLoop::builder().panic_policy(PanicPolicy::Abort);
-    let running = serve_on(builder, |event_loop| {
-        TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| panic!("on purpose")).start()
+    let running = serve_on(builder, move |event_loop| {
+        let server = TcpServer::bind(event_loop, "127.0.0.1:0")?.threads(threads);
+        server.on_message(|_, _| panic!("on purpose")).start()
     });
     let peer = running.connect();
     (&peer).write_all(b"hello").unwrap();
     let end = read_to_end(&peer);
     panic!("the process lives on: {end:?}");
+}
+
+#[test]
+fn b45_by_the_abort_policy_a_panic_ends_the_process() {
+    let name = test_name!();
+    alone!().run(|| assert_aborts(name, 0));
+}
+
+#[test]
+fn b45_threads_of_a_server_have_the_policy_of_its_loop() {
+    let name = test_name!();
+    alone!().run(|| assert_aborts(name, 2));
 }

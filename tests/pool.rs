@@ -195,7 +195,7 @@ fn placement_by_load_takes_the_least_and_turns_among_equals() {
 fn placement_by_hash_depends_on_the_key_alone_and_spreads() {
     alone!().run(|| {
         let base = EventLoop::new().unwrap();
-        let builder = LoopPool::builder(&base).threads(3);
+        let builder = LoopPool::builder(&base).threads(4);
         let pool = builder.placement(Placement::Hash).start().unwrap();
         let index = |key| {
             let chosen = pool.place(key).unwrap();
@@ -203,12 +203,12 @@ fn placement_by_hash_depends_on_the_key_alone_and_spreads() {
         };
         // Keys that differ in low or in high bits only, as addresses do.
         for shift in [0, 8, 24, 40, 56] {
-            let first: Vec<_> = (0..256u64).map(|key| index(key << shift)).collect();
-            let again: Vec<_> = (0..256u64).map(|key| index(key << shift)).collect();
+            let first: Vec<_> = (0..250u64).map(|key| index(key << shift)).collect();
+            let again: Vec<_> = (0..250u64).map(|key| index(key << shift)).collect();
             assert_eq!(first, again);
-            for i in 0..3 {
+            for i in 0..4 {
                 let share = first.iter().filter(|chosen| **chosen == i).count();
-                assert!(share > 256 / 6, "loop {i} gets {share} of 256 keys << {shift}");
+                assert!(share > 250 / 8, "loop {i} gets {share} of 250 keys << {shift}");
             }
         }
     });
@@ -336,6 +336,8 @@ fn a_shared_pool_ends_with_its_last_clone() {
         // One of two is not joined, and the threads run on.
         let error = second.join().unwrap_err().to_string();
         assert!(error.contains("shared"), "{error}");
+        // Twice, for the first could be its last task.
+        thread_of(&worker);
         thread_of(&worker);
         third.join().unwrap();
         assert!(worker.is_ended());

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{DEADLINE, Running, connect, eventually, pattern, read_n, read_to_end, serve, within};
-use ruduo::{EventLoop, LoopHandle, LoopThread, ServerHandle, Signal, TcpServer};
+use ruduo::{EventLoop, LoopHandle, LoopPool, LoopThread, ServerHandle, Signal, TcpServer};
 
 /// More than the kernel takes from a peer that does not read.
 const LARGE: usize = 50 * 1024 * 1024;
@@ -357,6 +357,36 @@ fn a_loop_that_never_ran_ends_its_server_too() {
             server.wait().unwrap();
             assert_eq!(read_to_end(&peer).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         }
+    });
+}
+
+#[test]
+fn a_server_on_the_threads_of_another_loop_ends_with_its_own() {
+    alone!().run(|| {
+        let (send, receive) = mpsc::channel();
+        let host = LoopThread::spawn("host", EventLoop::builder(), move |event_loop| {
+            send.send(LoopPool::builder(event_loop).threads(2).start()?).unwrap();
+            Ok(())
+        })
+        .unwrap();
+        let pool = within(&receive);
+        let guest_pool = pool.clone();
+        let guest = serve(move |event_loop| {
+            TcpServer::bind(event_loop, OWN_ADDRESS)?
+                .pool(&guest_pool)
+                .on_message(|conn, input| conn.send_buffer(input))
+                .start()
+        });
+        let peers = [guest.connect(), guest.connect()];
+        peers.iter().for_each(assert_echoes);
+        guest.thread.join().unwrap();
+        for peer in &peers {
+            assert_eq!(read_to_end(peer).unwrap(), b"");
+        }
+        guest.server.wait().unwrap();
+        eventually("all are closed", || guest.server.connections() == 0);
+        pool.join().unwrap();
+        host.join().unwrap();
     });
 }
 

@@ -102,9 +102,12 @@ impl LoopPool {
     pub fn place(&self, key: u64) -> Option<&LoopHandle> {
         let loops = self.loops();
         let start = match self.inner.placement {
-            // Keys are often addresses, whose low bits are far from random: mix them
-            // (Fibonacci hashing, Knuth vol. 3, 6.4).
-            Placement::Hash => (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize,
+            // Keys are often addresses, whose low bits are far from random: mix them (Fibonacci
+            // hashing, Knuth vol. 3, 6.4) and use the high bits, which depend on the whole key.
+            Placement::Hash => {
+                let mixed = key.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+                ((u128::from(mixed) * loops.len() as u128) >> 64) as usize
+            }
             _ => self.inner.next.fetch_add(1, Ordering::Relaxed),
         };
         let mut alive = (0..loops.len())
