@@ -37,7 +37,7 @@ pub(crate) struct Core {
     posted: OnceCell<Arc<Posted>>,
     /// While a call that a handle has posted is running: how many operations were posted behind
     /// it before it began. The call has its place in their order and need not queue behind them.
-    bypassed: Cell<usize>,
+    bypassed: Cell<u32>,
     timers: RefCell<Option<Box<Timers>>>,
 }
 

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use ruduo_reactor::{EventLoop, LoopHandle};
 
@@ -101,7 +101,7 @@ impl From<Outgoing<'_>> for Payload {
 /// What all handles of a connection and the connection itself know of posted operations.
 #[derive(Debug)]
 pub(super) struct Posted {
-    operations: AtomicUsize,
+    operations: AtomicU32,
     /// Memory of payloads on their way.
     weight: AtomicUsize,
     limit: usize,
@@ -111,7 +111,7 @@ pub(super) struct Posted {
 impl Posted {
     pub(super) fn new(limit: usize, closed: bool) -> Posted {
         Posted {
-            operations: AtomicUsize::new(0),
+            operations: AtomicU32::new(0),
             weight: AtomicUsize::new(0),
             limit,
             closed: AtomicBool::new(closed),
@@ -120,7 +120,7 @@ impl Posted {
 
     /// Operations that have been posted and not yet carried out.
     #[inline]
-    pub(super) fn outstanding(&self) -> usize {
+    pub(super) fn outstanding(&self) -> u32 {
         // Whoever has learned of a posted operation, by a lock or a channel, sees it counted.
         self.operations.load(Ordering::Acquire)
     }
