@@ -18,11 +18,12 @@ fn write(mut stream: &TcpStream, bytes: impl AsRef<[u8]>) {
     stream.write_all(bytes.as_ref()).unwrap();
 }
 
-/// Keeps a loop from doing anything until what it returns is dropped.
-fn hold(event_loop: &LoopHandle) -> Sender<()> {
+/// Keeps a loop from doing anything after `first`, until what it returns is dropped.
+fn hold(event_loop: &LoopHandle, first: fn(&EventLoop)) -> Sender<()> {
     let (release, released) = mpsc::channel();
     let (send, held) = mpsc::channel();
-    let task = move |_: &EventLoop| {
+    let task = move |event_loop: &EventLoop| {
+        first(event_loop);
         send.send(()).unwrap();
         let _ = released.recv();
     };
@@ -72,7 +73,7 @@ fn end(running: Running) {
 fn b04_a_peer_that_reset_before_accept_is_a_read_error() {
     alone!().run(|| {
         let (running, callbacks) = serve_telling(0, |_| {});
-        let held = hold(running.event_loop());
+        let held = hold(running.event_loop(), |_| {});
         let peer = running.connect();
         let address = peer.local_addr().unwrap();
         reset(peer);
@@ -89,7 +90,7 @@ fn b04_a_peer_that_reset_before_accept_is_a_read_error() {
 fn b04_a_peer_that_wrote_and_left_before_accept_is_heard() {
     alone!().run(|| {
         let (running, callbacks) = serve_telling(0, |_| {});
-        let held = hold(running.event_loop());
+        let held = hold(running.event_loop(), |_| {});
         let peer = running.connect();
         write(&peer, "farewell");
         peer.shutdown(Shutdown::Write).unwrap();
@@ -114,7 +115,7 @@ fn b07_a_flood_of_connections_does_not_keep_timers_waiting() {
         let (running, callbacks) = serve_telling(0, move |_| {
             count.fetch_add(1, Ordering::Relaxed);
         });
-        let held = hold(running.event_loop());
+        let held = hold(running.event_loop(), |_| {});
         let peers: Vec<_> = (0..FLOOD).map(|_| running.connect()).collect();
 
         // Each time a timer fires that is always due it notes how many came since the last time.
@@ -200,12 +201,11 @@ fn b09_a_connection_on_its_way_to_a_loop_that_quits_is_opened_and_closed() {
         let worker = within(&workers);
         assert!(within(&callbacks).starts_with("connect"));
 
-        // The worker is told to quit, and before it does so a connection is placed on it.
-        let held = hold(&worker);
-        worker.quit();
+        // The worker is to quit, and before it does so a connection is placed on it.
+        let held = hold(&worker, EventLoop::quit);
         let second = running.connect();
         eventually("it is accepted", || running.server.accepted() == 2);
-        drop(hold(running.event_loop()));
+        drop(hold(running.event_loop(), |_| {}));
         drop(held);
         let mut last: Vec<_> = (0..3).map(|_| within(&callbacks)).collect();
         last.sort();

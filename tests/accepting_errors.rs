@@ -228,10 +228,14 @@ macro_rules! shortages {
 
 shortages! {
     b01_emfile_that_lasts_disturbs_nobody_else: EMFILE, "ulimit -n";
-    b02_enfile_that_lasts_disturbs_nobody_else: ENFILE, "Too many open files in system";
-    b03_enobufs_that_lasts_disturbs_nobody_else: ENOBUFS, "No buffer space available";
-    b03_enomem_that_lasts_disturbs_nobody_else: ENOMEM, "Cannot allocate memory";
-    b06_eperm_that_lasts_disturbs_nobody_else: EPERM, "Operation not permitted";
+    b02_enfile_that_lasts_disturbs_nobody_else: ENFILE,
+        "accepting connections pauses: Too many open files in system";
+    b03_enobufs_that_lasts_disturbs_nobody_else: ENOBUFS,
+        "accepting connections pauses: No buffer space available";
+    b03_enomem_that_lasts_disturbs_nobody_else: ENOMEM,
+        "accepting connections pauses: Cannot allocate memory";
+    b06_eperm_that_lasts_disturbs_nobody_else: EPERM,
+        "accepting a connection failed: Operation not permitted";
 }
 
 /// The first three calls fail, and nothing comes of it.
