@@ -275,9 +275,13 @@ fn a_stop_amid_a_flood_of_connections_ends_them_all() {
         assert_eq!((running.server.connections(), running.server.lost()), (0, 0));
         for peer in flood.join().unwrap() {
             peer.set_read_timeout(Some(DEADLINE)).unwrap();
-            match read_to_end(&peer) {
+            // The kernel forgets a handshake that the end of the listener interrupts, and the peer
+            // learns of that only when it writes.
+            let _ = (&peer).write(b"x");
+            match read_to_end(&peer).map_err(|e| e.kind()) {
                 Ok(bytes) => assert_eq!(bytes, b""),
-                Err(e) => assert_eq!(e.kind(), io::ErrorKind::ConnectionReset),
+                Err(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => {}
+                Err(e) => panic!("neither ended nor reset: {e}"),
             }
         }
     });
