@@ -3,6 +3,8 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+pub mod program;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};

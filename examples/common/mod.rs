@@ -1,0 +1,97 @@
+//! What the examples do alike and what is not their subject: read arguments, write a log, end with
+//! the right status.
+
+// Not every example uses everything.
+#![allow(dead_code)]
+
+use std::io;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::str::FromStr;
+
+pub(crate) use lexopt::prelude::{Long, Short};
+
+const NAME: &str = env!("CARGO_CRATE_NAME");
+
+/// Why a program ends before it has done its work.
+pub(crate) enum Stop {
+    Help,
+    Usage(lexopt::Error),
+    Failed(io::Error),
+}
+
+impl From<lexopt::Error> for Stop {
+    fn from(e: lexopt::Error) -> Stop {
+        Stop::Usage(e)
+    }
+}
+
+impl From<io::Error> for Stop {
+    fn from(e: io::Error) -> Stop {
+        Stop::Failed(e)
+    }
+}
+
+/// Runs a program: its log goes to standard error, and its exit status is 0 when it has done its
+/// work, 1 when it could not, and 2 when its arguments make no sense.
+pub(crate) fn run(help: &str, program: impl FnOnce(Arguments) -> Result<(), Stop>) -> ExitCode {
+    env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
+    match program(Arguments(lexopt::Parser::from_env())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Stop::Help) => {
+            println!("{help}");
+            ExitCode::SUCCESS
+        }
+        Err(Stop::Usage(e)) => {
+            eprintln!("{NAME}: {e} (see --help)");
+            ExitCode::from(2)
+        }
+        Err(Stop::Failed(e)) => {
+            eprintln!("{NAME}: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The words of the command line. `--help` among them stops the program.
+pub(crate) struct Arguments(lexopt::Parser);
+
+impl Arguments {
+    pub(crate) fn next(&mut self) -> Result<Option<lexopt::Arg<'_>>, Stop> {
+        match self.0.next()? {
+            Some(Long("help") | Short('h')) => Err(Stop::Help),
+            argument => Ok(argument),
+        }
+    }
+
+    /// The word that belongs to the option just read.
+    pub(crate) fn value<T: FromStr>(&mut self) -> Result<T, Stop>
+    where
+        T::Err: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        use lexopt::ValueExt;
+        Ok(self.0.value()?.parse()?)
+    }
+}
+
+/// Where a server listens and how many threads serve its connections: for programs that take
+/// `--listen` and `--threads` and nothing else.
+pub(crate) fn listen_and_threads(
+    mut arguments: Arguments,
+    default_port: u16,
+) -> Result<(SocketAddr, usize), Stop> {
+    let (mut listen, mut threads) = (loopback(default_port), 0);
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Long("listen") => listen = arguments.value()?,
+            Long("threads") => threads = arguments.value()?,
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok((listen, threads))
+}
+
+/// An address that only this machine reaches.
+pub(crate) fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}

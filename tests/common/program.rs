@@ -1,0 +1,147 @@
+//! The examples as a user meets them: real binaries with arguments, output, a log, signals and an
+//! exit status.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread::{self, JoinHandle};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{connect, eventually, within};
+
+/// An example's binary: beside the tests' own, where `cargo test` has just built it.
+pub fn binary(example: &str) -> PathBuf {
+    let this = std::env::current_exe().unwrap();
+    let path = this.parent().unwrap().with_file_name("examples").join(example);
+    assert!(path.exists(), "{} is missing: run `cargo build --examples`", path.display());
+    path
+}
+
+/// Runs an example to its end.
+pub fn run(example: &str, arguments: &[&str]) -> Output {
+    Command::new(binary(example)).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+/// An example at work; killed when dropped.
+pub struct Program {
+    child: Child,
+    /// What it says on standard output, line by line.
+    pub lines: Receiver<String>,
+    log: Option<JoinHandle<String>>,
+    /// Where it listens, if it does.
+    pub addrs: Vec<SocketAddr>,
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    /// What it wrote to standard error.
+    pub log: String,
+}
+
+impl Program {
+    /// Starts a server on a free port and waits until it listens.
+    pub fn serve(example: &str, arguments: &[&str]) -> Program {
+        let mut command = Command::new(binary(example));
+        command.args(["--listen", "127.0.0.1:0"]).args(arguments);
+        Program::spawn(&mut command).listening(1)
+    }
+
+    pub fn spawn(command: &mut Command) -> Program {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (send, lines) = mpsc::channel();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || stdout.lines().try_for_each(|line| send.send(line.unwrap())));
+        let mut stderr = child.stderr.take().unwrap();
+        let log = thread::spawn(move || {
+            let mut log = String::new();
+            stderr.read_to_string(&mut log).unwrap();
+            log
+        });
+        Program { child, lines, log: Some(log), addrs: Vec::new() }
+    }
+
+    /// Waits for the lines that tell where it listens.
+    #[track_caller]
+    pub fn listening(mut self, times: usize) -> Program {
+        for _ in 0..times {
+            let line = within(&self.lines);
+            let addr = line.strip_prefix("listening on ").expect("what the first line says");
+            self.addrs.push(addr.parse().unwrap());
+        }
+        self
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addrs[0]
+    }
+
+    pub fn connect(&self) -> TcpStream {
+        connect(self.addr())
+    }
+
+    pub fn stdin(&mut self) -> &mut ChildStdin {
+        self.child.stdin.as_mut().unwrap()
+    }
+
+    pub fn close_stdin(&mut self) {
+        self.child.stdin = None;
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    pub fn open_fds(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn wait(mut self) -> Ended {
+        eventually("the program ends", || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
+            stat.is_ok_and(|stat| stat.contains(") Z "))
+        });
+        let status = self.child.wait().unwrap();
+        let log = self.log.take().unwrap().join().unwrap();
+        Ended { code: status.code(), signal: status.signal(), log }
+    }
+
+    /// Tells it to end and checks that it does so well.
+    #[track_caller]
+    pub fn ends_well_on(self, signal: Signal) -> Ended {
+        self.signal(signal);
+        let ended = self.wait();
+        assert_eq!((ended.code, ended.signal), (Some(0), None), "{signal}: {}", ended.log);
+        ended
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Fails if it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,117 @@
+//! What all examples have in common, each of them: help, bad arguments, an address in use, an end
+//! by signals.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::program::{Program, run};
+use nix::sys::signal::Signal;
+
+/// Every example there is. Programs are files, or folders with a `main.rs`.
+fn examples() -> BTreeSet<String> {
+    let names = |entry: std::io::Result<std::fs::DirEntry>| {
+        let path = entry.unwrap().path();
+        let is_program =
+            path.extension().is_some_and(|e| e == "rs") || path.join("main.rs").exists();
+        is_program.then(|| path.file_stem().unwrap().to_str().unwrap().to_owned())
+    };
+    let found: BTreeSet<_> =
+        std::fs::read_dir("examples").expect("the package's folder").filter_map(names).collect();
+    assert!(found.contains("echo"), "{found:?}");
+    found
+}
+
+fn help(example: &str) -> String {
+    let output = run(example, &["--help"]);
+    assert_eq!(output.status.code(), Some(0), "{example}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Examples that listen and need no other argument.
+fn servers() -> impl Iterator<Item = String> {
+    examples().into_iter().filter(|example| help(example).contains("--listen ADDRESS"))
+}
+
+fn options(help: &str) -> impl Iterator<Item = &str> {
+    let words = help.split_whitespace().map(|word| word.trim_matches(['[', ']', '.', ',']));
+    words.filter(|word| word.starts_with("--"))
+}
+
+#[test]
+fn help_tells_of_each_option_and_its_default() {
+    alone!().run(|| {
+        for example in examples() {
+            let help = help(&example);
+            assert!(help.contains(&format!("Usage: {example}")), "{help}");
+            assert!(help.contains("--help"), "{help}");
+            for line in help.lines() {
+                assert!(line.len() <= 100, "{example}: {line}");
+                let says_more = line.split_whitespace().count() > 2;
+                assert!(!line.trim_start().starts_with("--") || says_more, "{example}: {line}");
+            }
+            // An option named in the text is explained in the list.
+            for option in options(&help).collect::<BTreeSet<_>>() {
+                let explained = |line: &str| line.trim_start().starts_with(option);
+                assert!(help.lines().any(explained), "{example}: {option}");
+            }
+        }
+    });
+}
+
+#[test]
+fn bad_arguments_get_one_line_and_status_2() {
+    alone!().run(|| {
+        for example in examples() {
+            let help = help(&example);
+            let mut bad = vec!["--nonsense".to_owned(), "-?".to_owned()];
+            for option in ["--listen", "--threads"].into_iter().filter(|o| help.contains(*o)) {
+                bad.extend([option.to_owned(), format!("{option}=here")]);
+            }
+            for argument in bad {
+                let output = run(&example, &[&argument]);
+                let text = String::from_utf8(output.stderr).unwrap();
+                assert_eq!(output.status.code(), Some(2), "{example} {argument}: {text}");
+                assert_eq!(text.lines().count(), 1, "{example} {argument}: {text}");
+                assert!(text.starts_with(&format!("{example}: ")), "{text}");
+                assert!(output.stdout.is_empty());
+            }
+        }
+    });
+}
+
+#[test]
+fn an_address_in_use_gets_one_clear_line_and_status_1() {
+    alone!().run(|| {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        for example in servers() {
+            let output = run(&example, &["--listen", &address]);
+            let text = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{example}: {text}");
+            assert_eq!(text.lines().count(), 1, "{example}: {text}");
+            assert!(text.contains(&address) && text.contains("in use"), "{example}: {text}");
+        }
+    });
+}
+
+#[test]
+fn sigterm_and_sigint_end_servers_with_status_0() {
+    alone!().run(|| {
+        for example in servers() {
+            for (signal, threads) in [(Signal::SIGTERM, "0"), (Signal::SIGINT, "2")] {
+                let program = Program::serve(&example, &["--threads", threads]);
+                let peer = program.connect();
+                program.signal(signal);
+                // The peer need not do anything for its server to end, except to go away.
+                drop(peer);
+                let ended = program.wait();
+                assert_eq!((ended.code, ended.signal), (Some(0), None), "{example} on {signal}");
+                assert!(ended.log.contains("stopping"), "{example}: {}", ended.log);
+                assert!(!ended.log.contains("ERROR"), "{example}: {}", ended.log);
+            }
+        }
+    });
+}
