@@ -30,8 +30,9 @@
 //! [`docs/architecture.md`](https://docs.rs/crate/ruduo/latest/source/docs/architecture.md).
 
 pub use ruduo_net::{
-    Buffer, CloseReason, Connection, ConnectionHandle, ConnectionId, Handler, HandlerHandle,
-    ListenerBuilder, SendError, ServerHandle, TcpServer, callbacks, handler_fn,
+    Buffer, CloseReason, Connection, ConnectionHandle, ConnectionId, DecodeError, EncodeError,
+    FrameCodec, Handler, HandlerHandle, LineCodec, ListenerBuilder, SendError, ServerHandle,
+    TcpServer, callbacks, handler_fn,
 };
 pub use ruduo_reactor::{
     Channel, Event, EventLoop, EventLoopBuilder, Events, Interest, LoopHandle, LoopPool,

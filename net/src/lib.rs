@@ -9,6 +9,7 @@
 
 mod acceptor;
 mod buffer;
+mod codec;
 mod connection;
 mod context;
 mod handler;
@@ -20,6 +21,7 @@ mod server;
 mod transport;
 
 pub use buffer::Buffer;
+pub use codec::{DecodeError, EncodeError, FrameCodec, LineCodec};
 pub use connection::{CloseReason, Connection, ConnectionHandle, HandlerHandle, SendError};
 pub use handler::{Handler, handler_fn};
 pub use registry::ConnectionId;

@@ -77,7 +77,8 @@ pub struct Buffer {
 /// One allocation and where its readable bytes begin.
 ///
 /// Always, `read <= bytes.len()`. With storage but nothing to read, both are `CHEAP_PREPEND`: an
-/// empty buffer is ready for a header, however it became empty.
+/// empty buffer is ready for a header, however it became empty. Only `read_slice`, whose caller
+/// still looks at the bytes, leaves that to whoever needs the room next.
 #[derive(Default)]
 struct Inner {
     bytes: Vec<u8>,
@@ -254,6 +255,26 @@ impl Buffer {
             _ if n == len => self.clear(),
             _ => too_few_readable("consume", n, len),
         }
+    }
+
+    /// Consumes the first `n` readable bytes and lends them out, where they are; `None`, and nothing
+    /// happens, if there are fewer.
+    ///
+    /// ```
+    /// # use ruduo_net::Buffer;
+    /// let mut input = Buffer::from("GET /index");
+    /// assert_eq!(input.read_slice(4), Some(&b"GET "[..]));
+    /// assert_eq!(input.readable(), b"/index");
+    /// assert_eq!(input.read_slice(7), None);
+    /// ```
+    pub fn read_slice(&mut self, n: usize) -> Option<&[u8]> {
+        if n > self.len() {
+            return None;
+        }
+        let Some(inner) = &mut self.inner else { return Some(&[]) };
+        let start = inner.read;
+        inner.read += n;
+        Some(&inner.bytes[start..inner.read])
     }
 
     /// Drops the last `n` readable bytes: they should not have been written.

@@ -27,6 +27,19 @@ impl From<&[u8]> for Buffer {
     }
 }
 
+impl<const N: usize> From<&[u8; N]> for Buffer {
+    fn from(bytes: &[u8; N]) -> Buffer {
+        Buffer::from(&bytes[..])
+    }
+}
+
+/// As for a vector: takes it over without copying.
+impl From<String> for Buffer {
+    fn from(text: String) -> Buffer {
+        Buffer::from(text.into_bytes())
+    }
+}
+
 impl From<&str> for Buffer {
     fn from(text: &str) -> Buffer {
         Buffer::from(text.as_bytes())

@@ -122,7 +122,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         } else {
             match self.take_input() {
                 Some(input) => input,
-                None => return false,
+                None => return self.discard_input(),
             }
         };
         match self.transport.recv(core.socket(), input.storage_mut()) {
@@ -151,6 +151,28 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
             input.reserve(input.capacity().min(allowed));
         }
         Some(input)
+    }
+
+    /// One receive for nobody: the program has refused what comes, and waits for its end. False if
+    /// reading is not wanted at all.
+    #[cold]
+    #[inline(never)]
+    fn discard_input(&self) -> bool {
+        let core = &self.core;
+        let Context { lender, counters, .. } = &*core.context;
+        if !core.state.borrow().wants_to_discard() {
+            return false;
+        }
+        let mut input = lender.lend();
+        match self.transport.recv(core.socket(), input.storage_mut()) {
+            Ok(n) if n > 0 => {
+                core.received.set(core.received.get() + n as u64);
+                context::add(&counters.received, n);
+                lender.give_back(input);
+            }
+            outcome => self.received_nothing(input, outcome),
+        }
+        true
     }
 
     /// The end of the stream, an error, or a false alarm.

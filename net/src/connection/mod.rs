@@ -30,7 +30,7 @@ pub use self::handle::{ConnectionHandle, HandlerHandle, SendError};
 use self::handle::{Operation, Payload};
 use self::output::{FileRange, Outgoing};
 pub use self::reason::CloseReason;
-use crate::{Buffer, ConnectionId};
+use crate::{Buffer, ConnectionId, DecodeError};
 
 /// One connection, as its callbacks see it.
 ///
@@ -156,6 +156,33 @@ impl<'l> Connection<'l> {
         self.in_order(Operation::Shutdown);
     }
 
+    /// Refuses what the peer sent, and finishes: like [`shutdown`](Connection::shutdown), so that
+    /// what was sent before, perhaps an error message, still arrives; but nothing more is
+    /// delivered, neither the rest of `input` nor what still comes. The connection closes with
+    /// [`CloseReason::Rejected`].
+    ///
+    /// For parsers, called in `on_message`. The offset in `error` counts from the first readable
+    /// byte of `input`; the close reason has it counted from the first byte of the stream.
+    ///
+    /// ```
+    /// use ruduo_net::{Buffer, Connection, DecodeError};
+    ///
+    /// fn on_message(conn: &Connection, input: &mut Buffer) {
+    ///     if let Some(at) = input.readable().iter().position(|byte| !byte.is_ascii()) {
+    ///         conn.send("ASCII only, please\n");
+    ///         conn.reject(input, DecodeError::new(at, "not ASCII"));
+    ///     }
+    ///     // ...
+    /// }
+    /// ```
+    pub fn reject(&self, input: &mut Buffer, error: DecodeError) {
+        let start = self.bytes_received().saturating_sub(input.len() as u64);
+        input.clear();
+        let reason = CloseReason::Rejected(error.behind(start));
+        self.core.state.borrow_mut().reject(reason, &self.core.context.lender);
+        self.shutdown();
+    }
+
     /// Closes now. Output not yet sent is dropped; unread input makes the kernel send a reset.
     pub fn close(&self) {
         self.core.perform(self.event_loop, Operation::Close);
@@ -184,6 +211,13 @@ impl<'l> Connection<'l> {
     pub fn wants_input(&self) -> bool {
         let posted = self.core.posted_bytes();
         self.core.state.borrow().wants_input(&self.core.context.limits, posted)
+    }
+
+    /// How many bytes of input a handler may leave unconsumed
+    /// ([`TcpServer::input_limit`](crate::TcpServer::input_limit)): no message can be longer.
+    #[must_use]
+    pub fn input_limit(&self) -> usize {
+        self.core.context.limits.input
     }
 
     /// Bytes that wait to be handed to the kernel, those on their way from handles included.

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use crate::DecodeError;
+
 /// Why a connection ended; given to [`Handler::on_close`](crate::Handler::on_close).
 ///
 /// The first thing that went wrong decides: a reset noticed while writing stays the reason,
@@ -14,6 +16,16 @@ pub enum CloseReason {
     PeerClosed,
     /// We shut down first, and the peer then closed. All bytes went both ways.
     ShutDown,
+    /// The peer closed in the middle of a message: the handler waited for more of it and has not
+    /// consumed what is there.
+    Unfinished {
+        /// How many bytes were left.
+        left: usize,
+    },
+    /// The program refused what the peer sent
+    /// ([`Connection::reject`](crate::Connection::reject)), or a codec did. Output queued before
+    /// was still sent. The offset counts from the first byte of the stream.
+    Rejected(DecodeError),
     /// The program called `close`. Output not yet sent was dropped.
     Closed,
     /// The program called `reset`.
@@ -56,6 +68,13 @@ impl fmt::Display for CloseReason {
         match self {
             CloseReason::PeerClosed => f.write_str("closed by the peer"),
             CloseReason::ShutDown => f.write_str("shut down"),
+            CloseReason::Unfinished { left } => {
+                write!(
+                    f,
+                    "closed by the peer in the middle of a message, of which it sent {left} bytes"
+                )
+            }
+            CloseReason::Rejected(e) => write!(f, "input refused: {e}"),
             CloseReason::Closed => f.write_str("closed by the program"),
             CloseReason::Reset => f.write_str("reset by the program"),
             CloseReason::ReadFailed(e) => write!(f, "receiving failed: {e}"),

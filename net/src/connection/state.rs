@@ -56,12 +56,16 @@ bitflags! {
         const HUNG_UP = 1 << 12;
         /// The poller was told to wait for something else than input.
         const REWATCHED = 1 << 13;
+        /// The program has refused what the peer sent: what still comes is thrown away.
+        const DEAF = 1 << 14;
 
         const READ_OVER = Self::EOF_TOLD.bits() | Self::READ_FAILED.bits();
         const WRITE_OVER = Self::FIN_SENT.bits() | Self::WRITE_FAILED.bits();
         /// Nothing is received.
         const NO_READ = Self::EOF.bits() | Self::READ_OVER.bits() | Self::AT_ONCE.bits()
             | Self::PAUSED.bits() | Self::ABOVE_HIGH.bits();
+        /// Nothing that is received goes to the handler: first what is held back has to.
+        const NO_DELIVERY = Self::NO_READ.bits() | Self::HELD.bits() | Self::DEAF.bits();
         /// Nothing more can be queued.
         const NO_SEND = Self::FINISHING.bits() | Self::WRITE_OVER.bits() | Self::AT_ONCE.bits();
     }
@@ -100,14 +104,18 @@ impl State {
     /// Whether to receive, and the handler has left nothing to which the new bytes are added.
     #[inline]
     pub(crate) fn wants_read_into_empty(&self) -> bool {
-        self.wants_read() && !self.input.has_storage()
+        !self.status.intersects(Status::NO_DELIVERY) && !self.input.has_storage()
     }
 
     /// Before a receive: what the handler has left. `None` if nothing is to be received now: what
     /// is held back is delivered before anything more is received, also an end of stream.
     pub(crate) fn begin_read(&mut self) -> Option<Buffer> {
-        let held = self.status.contains(Status::HELD);
-        (self.wants_read() && !held).then(|| self.take_input())
+        (!self.status.intersects(Status::NO_DELIVERY)).then(|| self.take_input())
+    }
+
+    /// Whether to receive only in order to come to the end of the stream.
+    pub(crate) fn wants_to_discard(&self) -> bool {
+        self.status.contains(Status::DEAF) && self.wants_read()
     }
 
     fn take_input(&mut self) -> Buffer {
@@ -123,6 +131,9 @@ impl State {
     /// Takes back what the handler has left of its input. If it left nothing there is nothing to
     /// take back.
     pub(crate) fn keep_input(&mut self, input: Buffer, limits: &Limits, posted: usize) {
+        if self.status.contains(Status::DEAF) {
+            return;
+        }
         self.input = input;
         if !self.wants_input(limits, posted) {
             self.hold_rest();
@@ -164,7 +175,8 @@ impl State {
     /// if the answers so far are more than the peer takes, or if this is the end. `posted` bytes
     /// of output are on their way here from handles.
     pub(crate) fn wants_input(&self, limits: &Limits, posted: usize) -> bool {
-        !self.status.intersects(Status::PAUSED | Status::ABOVE_HIGH | Status::AT_ONCE)
+        let stop = Status::PAUSED | Status::ABOVE_HIGH | Status::AT_ONCE | Status::DEAF;
+        !self.status.intersects(stop)
             && self.output.len().saturating_add(posted) <= limits.high_water
     }
 
@@ -322,6 +334,15 @@ impl State {
         self.status.insert(Status::FINISHING);
     }
 
+    /// The program refuses what the peer sent: nothing more is delivered, neither what is left nor
+    /// what still comes. To end the connection is another matter.
+    pub(crate) fn reject(&mut self, reason: CloseReason, lender: &Lender) {
+        self.status.remove(Status::HELD);
+        self.status.insert(Status::DEAF);
+        lender.give_back(std::mem::take(&mut self.input));
+        self.store(reason);
+    }
+
     /// Whether to send FIN now. If the peer has finished too, closing does that.
     pub(crate) fn is_fin_due(&self) -> bool {
         self.status.contains(Status::FINISHING)
@@ -403,13 +424,15 @@ impl State {
 
     /// Takes the reason, and gives all memory back.
     pub(crate) fn finish(&mut self, lender: &Lender) -> CloseReason {
+        let left = self.input.len();
         lender.give_back(std::mem::take(&mut self.input));
         self.drop_output(lender);
         self.status.insert(Status::AT_ONCE);
         match self.failure.take() {
             Some(failure) => *failure,
-            None if self.status.contains(Status::PEER_WAS_FIRST) => CloseReason::PeerClosed,
-            None => CloseReason::ShutDown,
+            None if !self.status.contains(Status::PEER_WAS_FIRST) => CloseReason::ShutDown,
+            None if left > 0 => CloseReason::Unfinished { left },
+            None => CloseReason::PeerClosed,
         }
     }
 

@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::DecodeError;
 
 /// What happens to a connection from outside, or what its handler will do next time.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +29,7 @@ enum Act {
     Send(Kind, usize),
     Shutdown,
     Close,
+    Reject,
     Pause,
     Resume,
 }
@@ -73,6 +75,10 @@ struct World {
     watched: bool,
     /// What went wrong first.
     first: Option<&'static str>,
+    /// The program has refused the peer's stream.
+    deaf: bool,
+    /// Something else than a refusal went wrong: output may be lost.
+    broken: bool,
     end: Option<CloseReason>,
 }
 
@@ -101,6 +107,8 @@ impl World {
             had_event: false,
             watched: true,
             first: None,
+            deaf: false,
+            broken: false,
             end: None,
         }
     }
@@ -154,6 +162,12 @@ impl World {
                 self.fails_by("closed");
                 self.state.end(CloseReason::Closed);
             }
+            Act::Reject => {
+                self.first.get_or_insert("rejected");
+                self.deaf = true;
+                self.state.reject(CloseReason::Rejected(DecodeError::new(0, "")), &self.lender);
+                self.state.shutdown();
+            }
             Act::Pause => {
                 self.pauses += 1;
                 self.state.pause();
@@ -167,12 +181,14 @@ impl World {
 
     fn fails_by(&mut self, how: &'static str) {
         self.first.get_or_insert(how);
+        self.broken = true;
     }
 
     // The handler.
 
     fn on_message(&mut self, input: &mut Buffer) {
         assert!(!self.state.is_over() || self.state.is_read_over(), "called after the end");
+        assert!(!self.deaf, "called after it refused what comes");
         while self.state.wants_input(&LIMITS, 0) && input.len() >= self.program.message {
             let n = if self.program.echoes { input.len() } else { self.program.message };
             assert!(input.readable()[..n] == *bytes(self.consumed, n), "input out of order");
@@ -183,13 +199,16 @@ impl World {
             if let Some(act) = self.next_act.take() {
                 self.act(act);
             }
+            if self.deaf {
+                input.clear();
+            }
         }
     }
 
     fn on_half_close(&mut self) {
         assert!(self.peer_finished && !self.half_closed, "not finished, or told before");
         assert_eq!(self.received, self.peer_sent, "half-close before the last byte");
-        let rest = self.received - self.consumed;
+        let rest = if self.deaf { 0 } else { self.received - self.consumed };
         assert!(rest < self.program.message, "half-close before {rest} bytes of held input");
         self.half_closed = true;
         if self.program.shuts_down {
@@ -222,10 +241,13 @@ impl World {
 
     fn receive(&mut self) -> bool {
         let into_empty = self.state.wants_read_into_empty();
-        let Some(mut input) = self.state.begin_read() else { return false };
+        let n = (self.peer_sent - self.received).min(LIMITS.read_size);
+        let Some(mut input) = self.state.begin_read() else {
+            assert!(!into_empty);
+            return self.discard(n);
+        };
         assert_eq!(into_empty, input.is_empty(), "the short way is for nothing but new bytes");
         assert!(input.readable() == bytes(self.consumed, self.received - self.consumed));
-        let n = (self.peer_sent - self.received).min(LIMITS.read_size);
         if n > 0 {
             input.append(bytes(self.received, n));
             self.received += n;
@@ -233,13 +255,28 @@ impl World {
             return true;
         }
         self.state.keep_input(self.lender.trim(input), &LIMITS, 0);
+        self.received_nothing();
+        true
+    }
+
+    fn discard(&mut self, n: usize) -> bool {
+        if !self.state.wants_to_discard() {
+            return false;
+        }
+        self.received += n;
+        if n == 0 {
+            self.received_nothing();
+        }
+        true
+    }
+
+    fn received_nothing(&mut self) {
         if self.reset {
             self.fails_by("read");
             self.state.read_failed(error(io::ErrorKind::ConnectionReset), &self.lender);
         } else if self.peer_finished {
             self.state.peer_eof();
         }
-        true
     }
 
     fn deliver(&mut self, mut input: Buffer) {
@@ -350,7 +387,8 @@ impl World {
         assert_eq!(state.bytes_sent(), self.taken as u64);
         assert!(!matches!(self.first, Some("write" | "read")) || state.pending_output() == 0);
         assert!(self.first.is_some() || state.pending_output() == self.accepted - self.taken);
-        assert_eq!(state.input.len(), self.received - self.consumed, "input is with the state");
+        let left = if self.deaf { 0 } else { self.received - self.consumed };
+        assert_eq!(state.input.len(), left, "input is with the state");
         if self.above_high || self.pauses > 0 {
             assert!(!state.wants_read() && !state.wants_input(&LIMITS, 0));
         }
@@ -376,7 +414,16 @@ impl World {
                 assert!(reason.is_clean() && self.half_closed);
                 assert_eq!(self.taken, self.accepted, "lost output");
                 assert_eq!(self.received, self.peer_sent, "lost input");
-                assert!(self.received - self.consumed < self.program.message, "held input lost");
+                let left = self.received - self.consumed;
+                assert!(left < self.program.message, "held input lost");
+                assert!(left == 0 || matches!(reason, CloseReason::ShutDown), "unfinished");
+            }
+            (CloseReason::Unfinished { left }, None) => {
+                assert_eq!((*left, self.taken), (self.received - self.consumed, self.accepted));
+                assert!((1..self.program.message).contains(left) && !reason.is_clean());
+            }
+            (CloseReason::Rejected(_), Some("rejected")) => {
+                assert!(self.broken || self.taken == self.accepted, "lost output");
             }
             (CloseReason::Closed, Some("closed"))
             | (CloseReason::OutputFull { .. }, Some("full"))
@@ -431,6 +478,7 @@ fn act() -> impl Strategy<Value = Act> {
         12 => (kind(), size()).prop_map(|(kind, size)| Act::Send(kind, size)),
         1 => Just(Act::Shutdown),
         1 => Just(Act::Close),
+        1 => Just(Act::Reject),
         4 => Just(Act::Pause),
         5 => Just(Act::Resume),
     ]
