@@ -175,6 +175,10 @@ impl Acceptor {
 }
 
 impl Source for Acceptor {
+    fn name(&self) -> String {
+        "a listener".to_owned()
+    }
+
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
     }

@@ -61,6 +61,11 @@ pub trait Source: 'static {
         event_loop.deregister(token);
     }
 
+    /// What log lines call it.
+    fn name(&self) -> String {
+        "a channel".to_owned()
+    }
+
     /// The loop ends while the source is registered; it is deregistered right after.
     fn on_loop_end(&self, event_loop: &EventLoop, token: Token) {
         let _ = (event_loop, token);

@@ -5,9 +5,11 @@
 //! when nobody panics.
 
 use std::any::Any;
+use std::fmt::Display;
 use std::panic::{self, AssertUnwindSafe};
 
 use crate::EventLoop;
+use crate::watch::Watch;
 
 /// What a loop does when a callback panics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,7 +29,8 @@ pub struct Panicked;
 
 impl EventLoop {
     /// Runs user code; a panic in it is handled by the loop's [`PanicPolicy`] and comes back as
-    /// an error. `what` names the code in the log line, e.g. "a task".
+    /// an error. `what` names the code in the log line, e.g. "a task"; also in the line about a slow callback
+    /// ([`EventLoopBuilder::slow_callback`](crate::EventLoopBuilder::slow_callback)).
     ///
     /// For libraries that call their users' code from a task or timer and have to end something
     /// of their own, e.g. a connection, if that code panics. What a plain task, timer or source
@@ -35,9 +38,14 @@ impl EventLoop {
     ///
     /// # Errors
     /// [`Panicked`] if it panicked.
-    pub fn isolate<R>(&self, what: &str, f: impl FnOnce() -> R) -> Result<R, Panicked> {
+    pub fn isolate<R>(&self, what: impl Display, f: impl FnOnce() -> R) -> Result<R, Panicked> {
+        let outer = self.watch().map(Watch::begin);
         // Cells of the loop are never borrowed while user code runs, so none is left half done.
-        panic::catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
+        let outcome = panic::catch_unwind(AssertUnwindSafe(f));
+        if let (Some(watch), Some(outer)) = (self.watch(), outer) {
+            watch.end_inner(outer, || what.to_string());
+        }
+        outcome.map_err(|payload| {
             self.count_panic();
             log::error!("{what} panicked: {}", message(&*payload));
             if self.panic_policy() == PanicPolicy::Abort {

@@ -23,6 +23,7 @@ mod thread;
 mod timer;
 mod token;
 mod waker;
+mod watch;
 
 pub use channel::{Channel, Source};
 pub use event_loop::{EventLoop, EventLoopBuilder};

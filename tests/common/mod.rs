@@ -54,6 +54,9 @@ pub struct Alone {
     fds: bool,
 }
 
+/// What the line about a slow callback says.
+pub const SLOW_CALLBACK: &str = "kept the loop of thread";
+
 const CHILD: &str = "RUDUO_TEST_CHILD";
 
 impl Alone {
@@ -120,7 +123,9 @@ impl Alone {
             assert!(lines.iter().any(|line| line.contains(text)), "no log line says {text:?}");
         }
         for line in &lines {
-            assert!(self.logs.iter().any(|text| line.contains(text)), "unexpected log: {line}");
+            let expected = self.logs.iter().any(|text| line.contains(text));
+            // On a busy machine any callback may be slow.
+            assert!(expected || line.contains(SLOW_CALLBACK), "unexpected log: {line}");
         }
     }
 }
@@ -183,6 +188,11 @@ pub fn install_logger() {
         // Everything is formatted as if it were wanted, so that no log line can be wrong.
         log::set_max_level(log::LevelFilter::Debug);
     }
+}
+
+/// The lines at warn or above so far.
+pub fn logs() -> Vec<String> {
+    LOGS.lock().unwrap().clone()
 }
 
 /// The lines at warn or above since the last call.

@@ -2,6 +2,7 @@
 //! [`Connection`](crate::Connection) shows to the program and what handles reach.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -127,6 +128,13 @@ impl Core {
     }
 }
 
+/// As log lines name it.
+impl fmt::Display for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connection {} to {}", self.id, self.peer)
+    }
+}
+
 /// Sending.
 impl Core {
     /// Queues output.
@@ -169,11 +177,7 @@ impl Core {
         context::add(&self.context.counters.discarded, len);
         match refusal {
             Refusal::Closed => {
-                log::debug!(
-                    "connection {} to {}: {len} bytes sent after its end are discarded",
-                    self.id,
-                    self.peer
-                );
+                log::debug!("{self}: {len} bytes sent after its end are discarded");
             }
             Refusal::Full => {
                 let limit = self.context.limits.output;

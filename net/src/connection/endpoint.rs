@@ -63,7 +63,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         context.opened();
 
         let conn = Connection::new(event_loop, &endpoint.core);
-        match event_loop.isolate("the factory of a handler", || make_handler(&conn)) {
+        let what = format_args!("the factory of a handler for {}", endpoint.core);
+        match event_loop.isolate(what, || make_handler(&conn)) {
             Ok(handler) => *endpoint.handler.borrow_mut() = Some(handler),
             Err(_) => endpoint.core.end(event_loop, CloseReason::Panicked),
         }
@@ -83,7 +84,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
                 f(handler, &conn);
             }
         };
-        if event_loop.isolate(what, call).is_err() {
+        if event_loop.isolate(format_args!("{what} of {}", self.core), call).is_err() {
             self.core.end(event_loop, CloseReason::Panicked);
         }
     }
@@ -407,19 +408,19 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         if matches!(reason, CloseReason::Reset | CloseReason::WriteFailed(_))
             && let Err(e) = transport::reset_on_close(core.socket())
         {
-            log::debug!("connection {} to {}: resetting it: {e}", conn.id(), conn.peer_addr());
+            log::debug!("{core}: resetting it: {e}");
         }
         event_loop.deregister(core.token.get());
         // The loop still holds us, so this is not the last reference.
         let _resident = core.context.registry.remove(core.place().slot);
-        log::debug!("connection {} to {}: {reason}", conn.id(), conn.peer_addr());
+        log::debug!("{core}: {reason}");
         let on_close = || {
             if let Some(handler) = &mut *self.handler.borrow_mut() {
                 handler.on_close(conn, &reason);
             }
         };
         // Its panic has been logged and counted; there is nothing left to end.
-        let _ = event_loop.isolate("on_close", on_close);
+        let _ = event_loop.isolate(format_args!("on_close of {}", self.core), on_close);
         core.context.closed(event_loop);
     }
 }
@@ -427,6 +428,10 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
 impl<T: Transport, H: Handler> Source for Endpoint<T, H> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.core.socket()
+    }
+
+    fn name(&self) -> String {
+        self.core.to_string()
     }
 
     fn on_event(&self, event_loop: &EventLoop, event: Event) {

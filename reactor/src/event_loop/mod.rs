@@ -24,6 +24,7 @@ use crate::sys;
 use crate::timer::{Timer, TimerId, TimerQueue, nanos};
 use crate::token::Token;
 use crate::waker::WakerKind;
+use crate::watch::Watch;
 
 thread_local! {
     static HAS_LOOP: Cell<bool> = const { Cell::new(false) };
@@ -78,6 +79,8 @@ pub struct EventLoop {
     now: Cell<Option<Instant>>,
     turns: Cell<u64>,
     panics: Cell<u64>,
+    /// Present if slow callbacks are to be found.
+    watch: Option<Watch>,
     /// How it was made.
     settings: EventLoopBuilder,
     /// Neither `Send` nor `Sync`.
@@ -106,13 +109,28 @@ enum Phase {
 }
 
 /// How to make an [`EventLoop`]. Can be cloned and sent, so that a pool makes all its loops alike.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 #[must_use = "call build"]
 pub struct EventLoopBuilder {
     poller: PollerKind,
     waker: WakerKind,
     panic_policy: PanicPolicy,
+    slow_callback: Duration,
 }
+
+impl Default for EventLoopBuilder {
+    fn default() -> EventLoopBuilder {
+        EventLoopBuilder {
+            poller: PollerKind::default(),
+            waker: WakerKind::default(),
+            panic_policy: PanicPolicy::default(),
+            slow_callback: if cfg!(debug_assertions) { SLOW } else { Duration::MAX },
+        }
+    }
+}
+
+/// A callback this slow is worth a line, to someone who is developing.
+const SLOW: Duration = Duration::from_millis(100);
 
 impl EventLoopBuilder {
     /// Which kernel interface to wait with.
@@ -128,6 +146,14 @@ impl EventLoopBuilder {
     /// What happens when a callback panics.
     pub fn panic_policy(self, panic_policy: PanicPolicy) -> EventLoopBuilder {
         EventLoopBuilder { panic_policy, ..self }
+    }
+
+    /// Logs a line at warn level, one a second at most, that names a callback which has kept the
+    /// loop from everything else for so long, its thread and its connection. Also switches
+    /// [`EventLoop::lag`] on. It costs one reading of the clock (some 30 ns) for each callback;
+    /// `Duration::MAX` switches it off. By default it is off, and in debug builds 100 ms.
+    pub fn slow_callback(self, threshold: Duration) -> EventLoopBuilder {
+        EventLoopBuilder { slow_callback: threshold, ..self }
     }
 
     /// Makes the loop.
@@ -163,6 +189,7 @@ impl EventLoopBuilder {
             now: Cell::new(None),
             turns: Cell::new(0),
             panics: Cell::new(0),
+            watch: Watch::new(self.slow_callback),
             settings: self,
             _thread: PhantomData,
         })
@@ -418,6 +445,17 @@ impl EventLoop {
     #[must_use]
     pub fn panics(&self) -> u64 {
         self.panics.get()
+    }
+
+    /// The longest time for which one callback has kept the loop from everything else, since this
+    /// was last asked. Zero if that is not watched; see [`EventLoopBuilder::slow_callback`].
+    #[must_use]
+    pub fn lag(&self) -> Duration {
+        self.watch.as_ref().map_or(Duration::ZERO, Watch::take_longest)
+    }
+
+    pub(crate) fn watch(&self) -> Option<&Watch> {
+        self.watch.as_ref()
     }
 
     pub(crate) fn count_panic(&self) {

@@ -16,13 +16,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::{Dead, EventLoop, Phase, WAKER};
-use crate::channel::Settings;
+use crate::channel::{Settings, Source};
 use crate::handle::PostError;
 use crate::poller::{Event, Events, Ready};
 use crate::timer::Timer;
+use crate::watch::Watch;
 
 /// Events taken from the kernel at a time.
 const MAX_EVENTS: usize = 1024;
@@ -85,6 +87,14 @@ impl EventLoop {
         Ok(())
     }
 
+    /// After a callback, if slow ones are to be found.
+    #[inline(always)]
+    fn lap(&self, what: impl FnOnce() -> String) {
+        if let Some(watch) = self.watch() {
+            watch.lap(what);
+        }
+    }
+
     /// After a phase, whether the next one follows. A callback may have told the loop to quit, or
     /// forked, and this is the child.
     #[inline(always)]
@@ -106,6 +116,9 @@ impl EventLoop {
             outcome?;
         } else {
             self.poller.wait(events, Some(Duration::ZERO))?;
+        }
+        if let Some(watch) = &self.watch {
+            watch.begin();
         }
         self.now.set(None);
         self.turns.set(self.turns.get() + 1);
@@ -129,7 +142,10 @@ impl EventLoop {
     fn dispatch(&self, events: &Events) {
         let next = Cell::new(0);
         let deliver_rest = || {
-            self.deliver_rest(events, &next);
+            match &self.watch {
+                None => self.deliver_rest(events, &next),
+                Some(watch) => self.deliver_rest_watched(events, &next, watch),
+            }
             false
         };
         self.each("the handler of an event", deliver_rest, || {
@@ -145,6 +161,15 @@ impl EventLoop {
         for event in events.iter_from(next.get()) {
             next.set(next.get() + 1);
             self.deliver(event);
+        }
+    }
+
+    fn deliver_rest_watched(&self, events: &Events, next: &Cell<usize>, watch: &Watch) {
+        for event in events.iter_from(next.get()) {
+            next.set(next.get() + 1);
+            let source = self.channels.get(event.token);
+            self.deliver(event);
+            watch.lap(|| format!("an event of {}", name(source)));
         }
     }
 
@@ -205,6 +230,7 @@ impl EventLoop {
                     }
                 }
             }
+            self.lap(|| "a timer".to_owned());
             true
         };
         self.each("a timer", fire_next, || {
@@ -248,6 +274,7 @@ impl EventLoop {
             let task = self.tasks.borrow_mut().pop_front();
             let Some(task) = task else { return false };
             task(self);
+            self.lap(|| "a task".to_owned());
             true
         };
         self.each("a task", run_next, || {});
@@ -261,6 +288,7 @@ impl EventLoop {
             next.set(next.get() + 1);
             if let Some((signal, mut handler)) = self.signals.start(id) {
                 handler(self, signal);
+                self.lap(|| format!("the handler of {signal}"));
                 if let Err(removed) = self.signals.finish(id, handler) {
                     self.bury(Dead::Signal(removed));
                 }
@@ -304,8 +332,9 @@ impl EventLoop {
         let call_next = || {
             let Some(token) = tokens.get(next.get()).copied() else { return false };
             next.set(next.get() + 1);
-            if let Some((source, _)) = self.channels.get(token) {
+            if let Some((source, settings)) = self.channels.get(token) {
                 source.on_turn_end(self, token);
+                self.lap(|| format!("the end of a turn for {}", name(Some((source, settings)))));
             }
             true
         };
@@ -334,7 +363,10 @@ impl EventLoop {
     fn drop_dead_now(&self) {
         let drop_next = || {
             let dead = self.graveyard.borrow_mut().pop();
-            dead.is_some()
+            let found = dead.is_some();
+            drop(dead);
+            self.lap(|| "the drop of a value".to_owned());
+            found
         };
         self.each("the drop of a value", drop_next, || {});
         self.graveyard.borrow_mut().shrink_to(KEEP_CAPACITY);
@@ -396,6 +428,12 @@ impl EventLoop {
         graveyard.extend(self.signals.clear().map(Dead::Signal));
         graveyard.extend(self.locals.take().into_iter().map(|(_, value)| Dead::Local(value)));
     }
+}
+
+/// What a log line calls a source; it was asked for before the source was called, which may have
+/// ended it.
+fn name(source: Option<(Rc<dyn Source>, Settings)>) -> String {
+    source.map_or_else(|| "a channel that is gone".to_owned(), |(source, _)| source.name())
 }
 
 /// Tells when the tasks of a turn have had their time. Reading the clock costs as much as a small

@@ -1,0 +1,236 @@
+//! A callback that keeps its loop from everything else is found and named.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::sync::mpsc::{self, Sender};
+use std::time::{Duration, Instant};
+
+use common::{SLOW_CALLBACK, logs, read_n, read_to_end, serve_on, within};
+use ruduo::{Buffer, Channel, CloseReason, Connection, EventLoop, Handler, Interest, TcpServer};
+
+const THRESHOLD: Duration = Duration::from_millis(20);
+
+/// Blocks, as a callback should not.
+fn block() {
+    std::thread::sleep(2 * THRESHOLD);
+}
+
+/// The only lines about slow callbacks so far; all other ones are quick.
+fn lines() -> Vec<String> {
+    logs().into_iter().filter(|line| line.contains(SLOW_CALLBACK)).collect()
+}
+
+/// On a busy machine a quick callback may take long too, and then has the line that only comes once
+/// a second. So each attempt has a loop of its own.
+#[track_caller]
+fn some_attempt(what: &str, blames_the_culprit: impl Fn() -> bool) {
+    assert!((0..20).any(|_| blames_the_culprit()), "nobody is blamed for {what}: {:?}", lines());
+}
+
+/// A loop with the watch on does this, is told to quit, and `culprit` has got the first line.
+#[track_caller]
+fn blames(culprit: &str, setup: impl Fn(&EventLoop)) {
+    some_attempt(culprit, || {
+        let event_loop = EventLoop::builder().slow_callback(THRESHOLD).build().unwrap();
+        setup(&event_loop);
+        let before = lines().len();
+        event_loop.run().unwrap();
+        let lag = event_loop.lag();
+        assert!(lag >= 2 * THRESHOLD, "{culprit}: {lag:?}");
+        let thread = std::thread::current();
+        let thread = format!("{SLOW_CALLBACK} {}", thread.name().unwrap());
+        lines()[before..]
+            .first()
+            .is_some_and(|line| line.contains(culprit) && line.contains(&thread))
+    });
+}
+
+#[test]
+fn b54_slow_callbacks_of_the_loop_are_named() {
+    alone!().expect_log(SLOW_CALLBACK).run(|| {
+        blames("a timer", |event_loop| {
+            event_loop.run_after(Duration::from_millis(1), |event_loop| {
+                block();
+                event_loop.quit();
+            });
+        });
+        blames("a task", |event_loop| {
+            event_loop.defer(|event_loop| {
+                block();
+                event_loop.quit();
+            });
+        });
+        blames("an event of a channel", |event_loop| {
+            let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+            (&near).write_all(b"x").unwrap();
+            let channel = Channel::new(far, Interest::READ, move |event_loop, _, event| {
+                let _ = &near;
+                block();
+                event_loop.deregister(event.token);
+                event_loop.quit();
+            });
+            event_loop.register(channel).unwrap();
+        });
+        blames("the handler of SIGUSR1", |event_loop| {
+            let on_signal = |event_loop: &EventLoop, _| {
+                block();
+                event_loop.quit();
+            };
+            event_loop.on_signal(ruduo::Signal::SIGUSR1, on_signal).unwrap();
+            nix::sys::signal::raise(ruduo::Signal::SIGUSR1).unwrap();
+        });
+        blames("the drop of a value", |event_loop| {
+            struct Slow;
+            impl Drop for Slow {
+                fn drop(&mut self) {
+                    block();
+                }
+            }
+            let slow = Slow;
+            let timer = event_loop.run_after(Duration::from_secs(1000), move |_| drop(slow));
+            event_loop.defer(move |event_loop| {
+                event_loop.cancel(timer);
+                event_loop.defer(|event_loop| {
+                    event_loop.run_after(Duration::from_millis(1), EventLoop::quit);
+                });
+            });
+        });
+    });
+}
+
+/// Blocks in one of its callbacks.
+struct Slow {
+    which: &'static str,
+    closed: Sender<()>,
+}
+
+impl Slow {
+    fn here(&self, which: &str) {
+        if self.which == which {
+            block();
+        }
+    }
+}
+
+impl Handler for Slow {
+    fn on_connect(&mut self, conn: &Connection) {
+        self.here("on_connect");
+        conn.set_timer(0, Duration::from_millis(1));
+        let _ = conn.handle_for::<Slow>().post(|slow, _| slow.here("a call to a handler"));
+    }
+    fn on_message(&mut self, conn: &Connection, input: &mut Buffer) {
+        self.here("an event");
+        conn.send_buffer(input);
+    }
+    fn on_timer(&mut self, conn: &Connection, _: u64) {
+        self.here("on_timer");
+        conn.send("t");
+    }
+    fn on_close(&mut self, _: &Connection, _: &CloseReason) {
+        self.here("on_close");
+        self.closed.send(()).unwrap();
+    }
+}
+
+#[test]
+fn b54_slow_callbacks_of_connections_are_named_with_connection_and_thread() {
+    alone!().expect_log(SLOW_CALLBACK).run(|| {
+        for which in ["on_connect", "an event", "a call to a handler", "on_timer", "on_close"] {
+            some_attempt(which, || blames_the_callback(which));
+        }
+    });
+}
+
+fn blames_the_callback(which: &'static str) -> bool {
+    let (send, closed) = mpsc::channel();
+    let builder = EventLoop::builder().slow_callback(THRESHOLD);
+    let running = serve_on(builder, move |event_loop| {
+        let new = move |_: &Connection| Slow { which, closed: send.clone() };
+        TcpServer::bind(event_loop, "127.0.0.1:0")?.serve(new)
+    });
+    let before = lines().len();
+    let mut peer = running.connect();
+    read_n(&peer, 1);
+    peer.write_all(b"x").unwrap();
+    read_n(&peer, 1);
+    peer.shutdown(Shutdown::Write).unwrap();
+    read_to_end(&peer).unwrap();
+    within(&closed);
+    drop(running);
+    let culprit = format!("{which} of connection #");
+    let whose = format!("to {} {SLOW_CALLBACK} test-loop", peer.local_addr().unwrap());
+    lines()[before..].first().is_some_and(|line| line.contains(&culprit) && line.contains(&whose))
+}
+
+#[test]
+fn b54_who_blocks_all_the_time_gets_a_line_a_second() {
+    alone!().expect_log(SLOW_CALLBACK).run(|| {
+        let event_loop = EventLoop::builder().slow_callback(THRESHOLD).build().unwrap();
+        let start = Instant::now();
+        let mut ticks = 0;
+        event_loop.run_every(Duration::from_millis(1), move |event_loop| {
+            block();
+            ticks += 1;
+            if ticks == 30 {
+                event_loop.quit();
+            }
+        });
+        event_loop.run().unwrap();
+        let (lines, seconds) = (lines(), start.elapsed().as_secs() as usize);
+        // Thirty times forty milliseconds are more than one second.
+        assert!((2..=seconds + 1).contains(&lines.len()), "{lines:?}");
+        assert!(lines[1].contains("more were as slow"), "{}", lines[1]);
+    });
+}
+
+#[test]
+fn b54_the_watch_can_be_off_and_its_lag_begins_anew() {
+    alone!().run(|| {
+        let off = EventLoop::builder().slow_callback(Duration::MAX).build().unwrap();
+        off.defer(|event_loop| {
+            block();
+            event_loop.quit();
+        });
+        off.run().unwrap();
+        assert_eq!(off.lag(), Duration::ZERO);
+        drop(off);
+
+        let only_lag = Duration::from_secs(1000);
+        let on = EventLoop::builder().slow_callback(only_lag).build().unwrap();
+        on.defer(|event_loop| {
+            block();
+            event_loop.quit();
+        });
+        on.run().unwrap();
+        assert!(on.lag() >= 2 * THRESHOLD);
+        assert_eq!(on.lag(), Duration::ZERO);
+        assert!(lines().is_empty(), "{:?}", lines());
+    });
+}
+
+#[test]
+fn b54_threads_of_a_server_are_watched_as_its_own_loop() {
+    alone!().expect_log(SLOW_CALLBACK).run(|| {
+        let builder = EventLoop::builder().slow_callback(THRESHOLD);
+        let running = serve_on(builder, |event_loop| -> io::Result<_> {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .threads(1)
+                .name("worker")
+                .on_message(|conn, input| {
+                    block();
+                    conn.send_buffer(input);
+                })
+                .start()
+        });
+        let peer = running.connect();
+        common::eventually("the line is there", || {
+            (&peer).write_all(b"x").unwrap();
+            read_n(&peer, 1);
+            lines().iter().any(|line| line.contains(&format!("{SLOW_CALLBACK} worker")))
+        });
+    });
+}
