@@ -32,7 +32,7 @@
 pub use ruduo_net::{
     Buffer, CloseReason, Connection, ConnectionHandle, ConnectionId, DecodeError, EncodeError,
     FrameCodec, Handler, HandlerHandle, LineCodec, ListenerBuilder, SendError, ServerHandle,
-    TcpServer, callbacks, handler_fn,
+    TcpClient, TcpServer, callbacks, handler_fn,
 };
 pub use ruduo_reactor::{
     Channel, Event, EventLoop, EventLoopBuilder, Events, Interest, LoopHandle, LoopPool,

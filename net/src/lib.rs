@@ -9,6 +9,7 @@
 
 mod acceptor;
 mod buffer;
+mod client;
 mod codec;
 mod connection;
 mod context;
@@ -21,6 +22,7 @@ mod server;
 mod transport;
 
 pub use buffer::Buffer;
+pub use client::TcpClient;
 pub use codec::{DecodeError, EncodeError, FrameCodec, LineCodec};
 pub use connection::{CloseReason, Connection, ConnectionHandle, HandlerHandle, SendError};
 pub use handler::{Handler, handler_fn};

@@ -55,7 +55,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         (socket, peer): (OwnedFd, SocketAddr),
         transport: T,
         make_handler: impl FnOnce(&Connection<'_>) -> H,
-    ) -> io::Result<()> {
+    ) -> io::Result<Rc<Endpoint<T, H>>> {
         let core = Core::new(socket, peer, context.clone());
         let endpoint = Rc::new(Endpoint { core, transport, handler: RefCell::new(None) });
         let token = event_loop.register(Channel::from_source(endpoint.clone(), Interest::READ))?;
@@ -69,7 +69,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
             Err(_) => endpoint.core.end(event_loop, CloseReason::Panicked),
         }
         endpoint.enter(event_loop, "on_connect", |handler, conn| handler.on_connect(conn));
-        Ok(())
+        Ok(endpoint)
     }
 
     /// Calls the handler from outside an event. Not when it has closed the connection and only the

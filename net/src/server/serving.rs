@@ -344,7 +344,7 @@ where
     fn adopt(&self, event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: SocketAddr) {
         let make_handler = |conn: &Connection<'_>| (self.factory.borrow_mut())(conn);
         match Endpoint::open(event_loop, &self.context, (socket, peer), Plain, make_handler) {
-            Ok(()) => ticket.keep(),
+            Ok(_) => ticket.keep(),
             Err(e) => log::error!("closing the connection of {peer}: {e}"),
         }
     }

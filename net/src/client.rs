@@ -1,0 +1,87 @@
+//! Connections that we began.
+
+use std::cell::OnceCell;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use ruduo_reactor::EventLoop;
+
+use crate::connection::endpoint::Endpoint;
+use crate::context::Context;
+use crate::limits::Limits;
+use crate::registry::Resident;
+use crate::transport::Plain;
+use crate::{Connection, ConnectionHandle, Handler};
+
+/// A connection that this side began, as it is given to a loop: the same [`Connection`] and
+/// [`Handler`] as a server's, with the limits that servers have by default.
+///
+/// ```no_run
+/// use ruduo_net::{TcpClient, handler_fn};
+/// use ruduo_reactor::EventLoop;
+/// use std::net::TcpStream;
+///
+/// let event_loop = EventLoop::new()?;
+/// let stream = TcpStream::connect("127.0.0.1:2007")?;
+/// let server = TcpClient::from_stream(&event_loop, stream)?.serve(|_conn| {
+///     handler_fn(|conn, input| {
+///         println!("{} bytes came back", input.len());
+///         input.clear();
+///         conn.event_loop().quit();
+///     })
+/// })?;
+/// server.send("hello")?;
+/// event_loop.run()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "a client does nothing before `serve`"]
+pub struct TcpClient<'l> {
+    event_loop: &'l EventLoop,
+    socket: OwnedFd,
+    peer: SocketAddr,
+}
+
+/// What the clients of one loop have in common; its `local` value.
+#[derive(Default)]
+struct Clients {
+    context: OnceCell<Rc<Context>>,
+}
+
+impl<'l> TcpClient<'l> {
+    /// A client on a stream that is connected already. It gets TCP_NODELAY, for all that a
+    /// callback sends leaves in one piece anyway.
+    ///
+    /// # Errors
+    /// If it is not connected any more, or can't be made non-blocking.
+    pub fn from_stream(event_loop: &'l EventLoop, stream: TcpStream) -> io::Result<TcpClient<'l>> {
+        let context = |e: io::Error| io::Error::new(e.kind(), format!("taking over a stream: {e}"));
+        let peer = stream.peer_addr().map_err(context)?;
+        stream.set_nonblocking(true).map_err(context)?;
+        let socket = OwnedFd::from(stream);
+        setsockopt(&socket, sockopt::TcpNoDelay, &true).map_err(|e| context(e.into()))?;
+        Ok(TcpClient { event_loop, socket, peer })
+    }
+
+    /// Gives it to the loop, with the handler that `make_handler` makes. The handle reaches it
+    /// until it ends; dropping that changes nothing.
+    ///
+    /// # Errors
+    /// If the loop can't watch it: it has ended, or the kernel's limits are reached.
+    pub fn serve<H: Handler>(
+        self,
+        make_handler: impl FnOnce(&Connection<'_>) -> H,
+    ) -> io::Result<ConnectionHandle> {
+        let TcpClient { event_loop, socket, peer } = self;
+        let clients = event_loop.local::<Clients>();
+        let context = clients.context.get_or_init(|| {
+            Rc::new(Context::new(event_loop, Limits::default(), Arc::default(), |_| {}))
+        });
+        let endpoint = Endpoint::open(event_loop, context, (socket, peer), Plain, make_handler)?;
+        Ok(Connection::new(event_loop, endpoint.core()).handle())
+    }
+}

@@ -1,0 +1,135 @@
+//! Connections that this side began.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::cell::RefCell;
+use std::io::Write;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::rc::Rc;
+
+use common::{DEADLINE, read_n, read_to_end, serve};
+use ruduo::{
+    Buffer, CloseReason, Connection, EventLoop, Handler, TcpClient, TcpServer, handler_fn,
+};
+
+/// Keeps what comes; quits the loop at the end.
+#[derive(Default)]
+struct Collector {
+    seen: Rc<RefCell<Vec<u8>>>,
+    reason: Rc<RefCell<String>>,
+}
+
+impl Handler for Collector {
+    fn on_message(&mut self, _: &Connection, input: &mut Buffer) {
+        self.seen.borrow_mut().extend_from_slice(input.readable());
+        input.clear();
+    }
+
+    fn on_close(&mut self, conn: &Connection, reason: &CloseReason) {
+        *self.reason.borrow_mut() = reason.to_string();
+        conn.event_loop().quit();
+    }
+}
+
+#[test]
+fn a_stream_that_is_connected_becomes_a_connection() {
+    alone!().run(|| {
+        let echo = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_message(|conn, input| conn.send_buffer(input))
+                .start()
+        });
+        let event_loop = EventLoop::new().unwrap();
+        let collector = Collector::default();
+        let (seen, reason) = (collector.seen.clone(), collector.reason.clone());
+        let client = TcpClient::from_stream(&event_loop, echo.connect()).unwrap();
+        let handle = client.serve(|_| collector).unwrap();
+        handle.send("hello, ").unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                handle.send("world").unwrap();
+                handle.shutdown().unwrap();
+            });
+            event_loop.run().unwrap();
+        });
+        assert_eq!(*seen.borrow(), b"hello, world");
+        assert_eq!(*reason.borrow(), "shut down");
+        assert!(handle.is_closed());
+    });
+}
+
+#[test]
+fn the_peers_end_and_the_loops_end_are_told() {
+    alone!().run(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let event_loop = EventLoop::new().unwrap();
+        let (first, second) = (Collector::default(), Collector::default());
+        let reasons = (first.reason.clone(), second.reason.clone());
+        let near = [connect(), connect()];
+        let (far, addr) = listener.accept().unwrap();
+        let (other, _) = listener.accept().unwrap();
+        assert_eq!(near[0].local_addr().unwrap(), addr);
+        for (stream, handler) in near.into_iter().zip([first, second]) {
+            TcpClient::from_stream(&event_loop, stream).unwrap().serve(|_| handler).unwrap();
+        }
+        far.shutdown(Shutdown::Write).unwrap();
+        event_loop.run().unwrap();
+        assert_eq!(*reasons.0.borrow(), "closed by the peer");
+        assert_eq!(*reasons.1.borrow(), "the event loop ended");
+        far.set_read_timeout(Some(DEADLINE)).unwrap();
+        other.set_read_timeout(Some(DEADLINE)).unwrap();
+        assert_eq!(read_to_end(&far).unwrap(), b"");
+        assert_eq!(read_to_end(&other).unwrap(), b"");
+    });
+}
+
+#[test]
+fn what_on_connect_sends_leaves_and_a_dropped_handle_changes_nothing() {
+    struct Greets;
+    impl Handler for Greets {
+        fn on_connect(&mut self, conn: &Connection) {
+            conn.send("hello");
+        }
+        fn on_message(&mut self, conn: &Connection, input: &mut Buffer) {
+            input.clear();
+            conn.event_loop().quit();
+        }
+    }
+    alone!().run(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        let event_loop = EventLoop::new().unwrap();
+        drop(TcpClient::from_stream(&event_loop, stream).unwrap().serve(|_| Greets).unwrap());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                assert_eq!(read_n(&far, 5), b"hello");
+                far.write_all(b"x").unwrap();
+            });
+            event_loop.run().unwrap();
+        });
+    });
+}
+
+#[test]
+fn a_stream_that_is_not_connected_any_more_is_an_error() {
+    alone!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        common::reset(listener.accept().unwrap().0);
+        common::eventually("the reset has arrived", || stream.peer_addr().is_err());
+        let error = TcpClient::from_stream(&event_loop, stream).unwrap_err();
+        assert!(error.to_string().contains("taking over a stream"), "{error}");
+
+        event_loop.quit();
+        event_loop.run().unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let client = TcpClient::from_stream(&event_loop, stream).unwrap();
+        let error = client.serve(|_| handler_fn(|_, input| input.clear())).unwrap_err();
+        assert!(error.to_string().contains("ended"), "{error}");
+    });
+}
