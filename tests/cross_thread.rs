@@ -399,30 +399,62 @@ fn b29_posted_calls_find_what_is_in_the_box() {
     });
 }
 
-/// Sends, in a posted call, after another thread's send that it knows of.
-struct Knowing;
+/// Sends, in a posted call, while other threads post more.
+struct Busy;
 
-impl Handler for Knowing {
+impl Handler for Busy {
     fn on_message(&mut self, conn: &Connection, input: &mut Buffer) {
         input.clear();
-        let in_call = |_: &mut Knowing, conn: &Connection| {
-            let handle = conn.handle();
-            elsewhere(move || handle.send("1").unwrap());
-            conn.send("2");
-            conn.shutdown();
-        };
-        conn.handle_for::<Knowing>().post(in_call).unwrap();
+        let busy = conn.handle_for::<Busy>();
+        elsewhere(move || {
+            let in_call = |_: &mut Busy, conn: &Connection| {
+                let handle = conn.handle();
+                elsewhere(move || handle.send("5").unwrap());
+                conn.send("1");
+            };
+            busy.post(in_call).unwrap();
+            busy.post(|_, conn| conn.handle().send("2").unwrap()).unwrap();
+            busy.connection().send("3").unwrap();
+            busy.post(|_, conn| conn.send("4")).unwrap();
+        });
     }
 }
 
 #[test]
-fn b29_a_posted_call_does_not_overtake_what_it_knows_of() {
+fn b29_what_a_posted_call_does_has_the_place_of_the_call() {
     alone!().run(|| {
         let running =
-            serve(|event_loop| TcpServer::bind(event_loop, "127.0.0.1:0")?.serve(|_| Knowing));
+            serve(|event_loop| TcpServer::bind(event_loop, "127.0.0.1:0")?.serve(|_| Busy));
         let mut peer = running.connect();
         peer.write_all(b"!").unwrap();
-        assert_eq!(read_to_end(&peer).unwrap(), b"12");
+        assert_eq!(read_n(&peer, 5), b"12345");
+    });
+}
+
+#[test]
+fn b29_calls_posted_by_two_threads_do_not_disorder_what_they_send() {
+    alone!().run(|| {
+        let (send, handle) = channel();
+        let running = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.serve(move |conn| {
+                send.send(conn.handle_for::<Busy>()).unwrap();
+                Busy
+            })
+        });
+        let peer = running.connect();
+        let busy = within(&handle);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 0..20_000_u32 {
+                    busy.post(move |_, conn| conn.send(number.to_be_bytes())).unwrap();
+                }
+            });
+            // Calls that do nothing, at any moment.
+            scope.spawn(|| (0..20_000).for_each(|_| busy.post(|_, _| {}).unwrap()));
+            for number in 0..20_000_u32 {
+                assert_eq!(read_n(&peer, 4), number.to_be_bytes());
+            }
+        });
     });
 }
 

@@ -36,9 +36,9 @@ pub(crate) struct Core {
     scheduled: Cell<bool>,
     /// What handles on other threads share with us; made with the first handle.
     posted: OnceCell<Arc<Posted>>,
-    /// While a call that a handle has posted is running: how many operations were posted behind
-    /// it before it began. The call has its place in their order and need not queue behind them.
-    bypassed: Cell<u32>,
+    /// A call that a handle has posted is running. It has its own place in the order of operations,
+    /// and what it does has the same: it does not queue behind what was posted after the call.
+    in_call: Cell<bool>,
     timers: RefCell<Option<Box<Timers>>>,
 }
 
@@ -73,7 +73,7 @@ impl Core {
             busy: Cell::new(false),
             scheduled: Cell::new(false),
             posted: OnceCell::new(),
-            bypassed: Cell::new(0),
+            in_call: Cell::new(false),
             timers: RefCell::default(),
         }
     }
@@ -216,15 +216,12 @@ impl Core {
     /// has to queue behind them.
     #[inline]
     pub(super) fn has_outstanding(&self) -> bool {
-        self.posted.get().is_some_and(|posted| posted.outstanding() > self.bypassed.get())
+        self.posted.get().is_some_and(|posted| posted.outstanding() > 0 && !self.in_call.get())
     }
 
-    pub(super) fn begin_posted_call(&self) {
-        self.bypassed.set(self.posted().outstanding());
-    }
-
-    pub(super) fn end_posted_call(&self) {
-        self.bypassed.set(0);
+    /// A call that a handle has posted begins, or has ended.
+    pub(super) fn set_in_call(&self, in_call: bool) {
+        self.in_call.set(in_call);
     }
 
     /// Bytes of output on their way from handles.

@@ -473,9 +473,9 @@ impl<T: Transport, H: Handler> Resident for Endpoint<T, H> {
     }
 
     fn call(&self, event_loop: &EventLoop, f: HandlerCall) {
-        self.core.begin_posted_call();
+        self.core.set_in_call(true);
         self.enter(event_loop, "a call to a handler", |handler, conn| f(handler, conn));
-        self.core.end_posted_call();
+        self.core.set_in_call(false);
     }
 
     fn on_timer(&self, event_loop: &EventLoop, key: u64) {

@@ -380,6 +380,9 @@ impl<H: Handler> HandlerHandle<H> {
     /// connection ends first. If the handler is not an `H` the connection closes, and a line at
     /// error level says so.
     ///
+    /// What `f` does to the connection has the call's own place in the order of operations: before
+    /// all that was posted after the call, from whichever thread, even if `f` knows of it.
+    ///
     /// # Errors
     /// [`SendError::Closed`] if the connection or its loop is known to be over.
     pub fn post(
