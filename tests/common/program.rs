@@ -113,7 +113,21 @@ impl Program {
     }
 
     pub fn open_fds(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+        self.fds().count()
+    }
+
+    pub fn open_sockets(&self) -> usize {
+        let is_socket = |target: PathBuf| target.to_string_lossy().starts_with("socket:");
+        // A descriptor may be closed while we look.
+        self.fds()
+            .filter_map(|fd| std::fs::read_link(fd).ok())
+            .filter(|t| is_socket(t.clone()))
+            .count()
+    }
+
+    fn fds(&self) -> impl Iterator<Item = PathBuf> {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        fds.map(|entry| entry.unwrap().path())
     }
 
     /// Waits for its end.

@@ -1,0 +1,88 @@
+//! A member at a terminal: lines of standard input are messages, what is heard is printed.
+//!
+//! Standard input is read by a thread of its own, for reading it blocks; the connection's handle
+//! takes the lines to the loop.
+
+use std::io::{self, BufRead, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+
+use ruduo::{
+    Buffer, CloseReason, Connection, ConnectionHandle, DecodeError, EventLoop, Handler, Signal,
+    TcpClient,
+};
+
+use crate::protocol::{EVENTS, Event, TEXTS};
+
+pub(crate) fn join(room: SocketAddr) -> io::Result<()> {
+    let event_loop = EventLoop::new()?;
+    let stream = TcpStream::connect(room)
+        .map_err(|e| io::Error::new(e.kind(), format!("joining the room at {room}: {e}")))?;
+    let connection = TcpClient::from_stream(&event_loop, stream)?.serve(|_conn| Listener)?;
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let (connection, mut again) = (connection.clone(), false);
+        event_loop.on_signal(signal, move |event_loop, _| {
+            if std::mem::replace(&mut again, true) || connection.shutdown().is_err() {
+                event_loop.quit();
+            }
+        })?;
+    }
+    thread::spawn(move || speak(&connection));
+    event_loop.run()
+}
+
+/// Sends what is typed, and leaves at its end.
+fn speak(connection: &ConnectionHandle) {
+    for line in io::stdin().lock().split(b'\n') {
+        match line.map(|line| TEXTS.encode(line)) {
+            Ok(Ok(message)) => {
+                if connection.send_buffer(message).is_err() {
+                    return;
+                }
+            }
+            Ok(Err(e)) => log::warn!("not sent: {e}"),
+            Err(e) => {
+                log::error!("reading standard input: {e}");
+                break;
+            }
+        }
+    }
+    let _ = connection.shutdown();
+}
+
+/// A text comes from strangers, so it gets no control over the terminal.
+fn printable(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    text.replace(char::is_control, "\u{fffd}")
+}
+
+struct Listener;
+
+impl Handler for Listener {
+    fn on_message(&mut self, conn: &Connection, input: &mut Buffer) {
+        let mut output = io::stdout().lock();
+        while let Some(frame) = EVENTS.decode(conn, input) {
+            let printed = match Event::decode(frame) {
+                Ok(Event::Welcome { number }) => writeln!(output, "you are member {number}"),
+                Ok(Event::Message { from, text }) => {
+                    writeln!(output, "{from}: {}", printable(text))
+                }
+                Ok(Event::Heard { count }) => writeln!(output, "heard by everybody: {count}"),
+                Err(e) => {
+                    conn.reject(input, DecodeError::new(0, e.to_string()));
+                    return;
+                }
+            };
+            if printed.is_err() {
+                // Nobody reads any more.
+                conn.close();
+            }
+        }
+    }
+
+    fn on_close(&mut self, conn: &Connection, reason: &CloseReason) {
+        let level = if reason.is_clean() { log::Level::Info } else { log::Level::Warn };
+        log::log!(level, "left the room: {reason}");
+        conn.event_loop().quit();
+    }
+}
