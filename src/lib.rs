@@ -16,9 +16,13 @@
 //!
 //! # What to read first
 //!
+//! The [guide](https://docs.rs/crate/ruduo/latest/source/docs/guide.md) leads from here to a framed
+//! protocol with state, timers, broadcast and a graceful stop. Then, or instead:
+//!
 //! - [`TcpServer`]: a server by closures, as above, or with a typed [`Handler`] for each
 //!   connection. The [`Connection`] is what callbacks do things to, the [`Buffer`] is where the
 //!   bytes are.
+//! - [`LineCodec`] and [`FrameCodec`] find the messages in a stream.
 //! - [`ServerHandle`] stops a server gracefully, [`ConnectionHandle`] reaches a connection from
 //!   other threads.
 //! - [`EventLoop`] for timers, tasks, signals, and channels of your own; [`LoopHandle`] to reach it

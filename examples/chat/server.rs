@@ -128,7 +128,7 @@ impl Session {
         if self.said - self.heard == WINDOW {
             conn.pause_reading();
         }
-        let message: Arc<[u8]> = message.into_vec().into();
+        let message: Arc<[u8]> = message.into();
         let receipt = Arc::new(Receipt { sender: conn.handle_for() });
         for event_loop in &*self.loops {
             let (message, receipt) = (message.clone(), receipt.clone());

@@ -1,6 +1,7 @@
 //! The buffer among the types of the standard library: made from slices and vectors, compared,
 //! printed, used as a reader and as a writer.
 
+use std::sync::Arc;
 use std::{fmt, io};
 
 use super::{Buffer, Inner};
@@ -43,6 +44,13 @@ impl From<String> for Buffer {
 impl From<&str> for Buffer {
     fn from(text: &str) -> Buffer {
         Buffer::from(text.as_bytes())
+    }
+}
+
+/// Copies the readable bytes, once for all who share them.
+impl From<Buffer> for Arc<[u8]> {
+    fn from(buffer: Buffer) -> Arc<[u8]> {
+        Arc::from(buffer.readable())
     }
 }
 
