@@ -1,0 +1,389 @@
+//! Input that makes no sense: where it stands, what still arrives, and what is thrown away.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod recorder;
+mod sessions;
+
+use std::fs;
+use std::io::Write;
+use std::net::Shutdown;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{DEADLINE, eventually, pattern, read_n, read_to_end, reset, serve, within};
+use recorder::{Told, brief, recorded_open};
+use ruduo::{Buffer, Connection, DecodeError, FrameCodec, LineCodec, TcpServer};
+use sessions::{Sessions, act, cuts};
+
+const MIB: usize = 1 << 20;
+
+fn rejected(offset: usize, reason: &str) -> String {
+    format!("Rejected(DecodeError {{ offset: {offset}, reason: {reason:?} }})")
+}
+
+/// Refuses nothing in particular.
+fn reject(conn: &Connection<'_>) {
+    conn.reject(&mut Buffer::new(), DecodeError::new(0, "so"));
+}
+
+/// A line of `/proc/self/status`, in bytes.
+fn memory(name: &str) -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim_matches([':', '\t', ' ']).trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+}
+
+// Codecs.
+
+#[test]
+fn a_line_that_is_too_long_is_refused_after_the_answers_to_those_before() {
+    alone!().run(|| {
+        let sessions = Sessions::new(|| {
+            let mut lines = LineCodec::lf_or_crlf().max_len(5);
+            act(move |conn, input, tell| {
+                while let Some(line) = lines.decode(conn, input) {
+                    tell.message(line);
+                    conn.send(line);
+                }
+            })
+        });
+        for pieces in cuts(b"one\r\n\nthree\nlonger\nfive\n") {
+            let talk = sessions.talk(&pieces);
+            assert_eq!(talk.messages, ["one", "", "three"], "{pieces:?}");
+            assert_eq!(talk.reason, rejected(12, "a line of more than 5 bytes"), "{pieces:?}");
+            assert_eq!(talk.answers, b"onethree");
+        }
+    });
+}
+
+#[test]
+fn a_frame_that_is_too_long_is_refused_after_the_answers_to_those_before() {
+    const FRAMES: FrameCodec = FrameCodec::u16().counts_itself().max_len(5);
+    alone!().run(|| {
+        let sessions = Sessions::new(|| {
+            act(|conn, input, tell| {
+                while let Some(frame) = FRAMES.decode(conn, input) {
+                    tell.message(frame);
+                    conn.send(frame);
+                }
+            })
+        });
+        for (stream, why) in [
+            (&b"\0\x05one\0\x02\0\x08longer\0\x02"[..], "a frame of 6 bytes, where 5 are allowed"),
+            (b"\0\x05one\0\x02\0\x01", "a length of 1, which does not count its own 2 bytes"),
+        ] {
+            for pieces in cuts(stream) {
+                let talk = sessions.talk(&pieces);
+                assert_eq!(talk.messages, ["one", ""], "{pieces:?}");
+                assert_eq!(talk.reason, rejected(7, why), "{pieces:?}");
+                assert_eq!(talk.answers, b"one");
+            }
+        }
+    });
+}
+
+/// The peer waits for its end, and sends neither more nor a FIN. A buffer for what it announces
+/// would be seen in the process's size.
+#[test]
+fn b65_a_huge_length_is_refused_at_once_and_nothing_is_allocated_for_it() {
+    alone!().run(|| {
+        for (frames, header, len) in [
+            (FrameCodec::u32(), &[0xff; 4][..], u64::from(u32::MAX)),
+            (FrameCodec::u32().little_endian(), &[0xff; 4], u64::from(u32::MAX)),
+            (FrameCodec::u64(), &[0xff; 8], u64::MAX),
+            (FrameCodec::u64().little_endian(), &[0xff; 8], u64::MAX),
+            (FrameCodec::u64(), b"\0\0\0\x10\0\0\0\0", 1 << 36),
+        ] {
+            let sessions = Sessions::new(move || {
+                act(move |conn, input, _| assert_eq!(frames.decode(conn, input), None))
+            });
+            let mut peer = sessions.connect();
+            let before = memory("VmPeak");
+            peer.write_all(header).unwrap();
+            assert_eq!(read_to_end(&peer).unwrap(), b"");
+            drop(peer);
+            let why = format!("a frame of {len} bytes, where 65536 are allowed");
+            assert_eq!(sessions.until_closed().1, rejected(0, &why));
+            assert!(memory("VmPeak") < before + 256 * MIB);
+        }
+    });
+}
+
+// What a program refuses.
+
+/// Takes bytes one by one, answers each, and refuses the first `!`, with a message and by a call
+/// that a test chooses.
+fn refusing(
+    settings: fn(TcpServer<'_>) -> TcpServer<'_>,
+    refuse: fn(&Connection<'_>, &mut Buffer, DecodeError),
+) -> Sessions {
+    Sessions::with(settings, move || {
+        act(move |conn, input, tell| {
+            let bang = input.readable().iter().position(|&byte| byte == b'!');
+            let good = bang.unwrap_or(input.len());
+            tell.message(&input.readable()[..good]);
+            match bang {
+                Some(at) => refuse(conn, input, DecodeError::new(at, "a bang")),
+                None => input.clear(),
+            }
+        })
+    })
+}
+
+#[test]
+fn the_offset_is_counted_from_the_first_byte_of_the_stream() {
+    alone!().run(|| {
+        let sessions = refusing(|server| server, |conn, input, error| conn.reject(input, error));
+        for pieces in cuts(b"some bytes, a bang! and more") {
+            let talk = sessions.talk(&pieces);
+            assert_eq!(talk.messages.concat(), "some bytes, a bang", "{pieces:?}");
+            assert_eq!(talk.reason, rejected(18, "a bang"), "{pieces:?}");
+        }
+    });
+}
+
+#[test]
+fn what_was_sent_before_arrives_and_what_is_sent_after_does_not() {
+    alone!().run(|| {
+        let sessions = refusing(
+            |server| server,
+            |conn, input, error| {
+                conn.send("please, no ");
+                conn.send("bangs");
+                conn.reject(input, error);
+                assert!(!conn.wants_input() && input.is_empty());
+                conn.send("too late");
+                conn.try_send("too late").unwrap_err();
+            },
+        );
+        let talk = sessions.talk(&[b"!", b"!"]);
+        assert_eq!(talk.answers, b"please, no bangs");
+        assert_eq!((talk.messages.len(), talk.reason), (1, rejected(0, "a bang")));
+        assert_eq!(sessions.running.server.bytes_discarded(), 8);
+    });
+}
+
+#[test]
+fn the_first_of_two_refusals_is_the_reason() {
+    alone!().run(|| {
+        let sessions = refusing(
+            |server| server,
+            |conn, input, error| {
+                conn.reject(input, error);
+                reject(conn);
+            },
+        );
+        assert_eq!(sessions.talk(&[b"a", b"b!c"]).reason, rejected(2, "a bang"));
+    });
+}
+
+/// Closing drops what is pending, but what the program found wrong first stays the reason.
+#[test]
+fn closing_after_a_refusal_ends_it_at_once_and_the_refusal_stays_the_reason() {
+    alone!().run(|| {
+        let sessions = refusing(
+            |server| server,
+            |conn, input, error| {
+                conn.send("never sent");
+                conn.reject(input, error);
+                conn.close();
+            },
+        );
+        let mut peer = sessions.connect();
+        peer.write_all(b"!").unwrap();
+        assert_eq!(sessions.until_closed().1, rejected(0, "a bang"));
+        assert_eq!(read_to_end(&peer).unwrap(), b"");
+    });
+}
+
+#[test]
+fn a_refusal_after_closing_changes_nothing() {
+    alone!().run(|| {
+        let sessions = refusing(
+            |server| server,
+            |conn, input, error| {
+                conn.close();
+                conn.reject(input, error);
+            },
+        );
+        let mut peer = sessions.connect();
+        peer.write_all(b"!").unwrap();
+        assert_eq!(sessions.until_closed().1, "Closed");
+    });
+}
+
+// What the peer still sends.
+
+/// However much is pending, 100 MiB behind what was refused are thrown away, and the peer gets all
+/// answers and a clean end.
+fn assert_gets_its_answers(sessions: &Sessions, answers: usize) {
+    const MORE: usize = 100;
+    let mut peer = sessions.connect();
+    peer.write_all(b"!").unwrap();
+    assert_eq!(sessions.message(), "");
+    let piece = vec![b'!'; MIB];
+    let before = memory("VmRSS");
+    for _ in 0..MORE {
+        peer.write_all(&piece).unwrap();
+    }
+    let all = (MORE * MIB) as u64 + 1;
+    eventually("everything is received", || sessions.running.server.bytes_received() == all);
+    let grown = memory("VmRSS").saturating_sub(before);
+    assert!(grown < 16 * MIB, "{grown} bytes more");
+    assert!(read_to_end(&peer).unwrap() == pattern(answers));
+    peer.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(sessions.until_closed(), (vec![], rejected(0, "a bang")));
+}
+
+#[test]
+fn b33_what_the_peer_still_sends_is_thrown_away_and_it_gets_its_answers() {
+    const ANSWERS: usize = 200_000;
+    alone!().run(|| {
+        let sessions = refusing(
+            |server| server.linger(DEADLINE),
+            |conn, input, error| {
+                conn.send(pattern(ANSWERS));
+                conn.reject(input, error);
+            },
+        );
+        assert_gets_its_answers(&sessions, ANSWERS);
+    });
+}
+
+#[test]
+fn b39_a_peer_that_never_closes_after_a_refusal_is_cut_and_the_reason_stays() {
+    const LINGER: Duration = Duration::from_millis(300);
+    alone!().run(|| {
+        for pauses in [false, true] {
+            let sessions = Sessions::with(
+                |server| server.linger(LINGER),
+                move || {
+                    act(move |conn, _, _| {
+                        if pauses {
+                            conn.pause_reading();
+                        }
+                        reject(conn);
+                    })
+                },
+            );
+            let mut peer = sessions.connect();
+            let start = Instant::now();
+            peer.write_all(b"x").unwrap();
+            assert_eq!(read_to_end(&peer).unwrap(), b"");
+            let more = peer.try_clone().unwrap();
+            // It goes on sending, which does not help it.
+            let typist = thread::spawn(move || while (&more).write_all(b"more").is_ok() {});
+            assert_eq!(sessions.until_closed(), (vec![], rejected(1, "so")));
+            assert!(start.elapsed() >= LINGER, "{:?}", start.elapsed());
+            typist.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn b11_a_reset_by_the_peer_after_a_refusal_does_not_change_the_reason() {
+    alone!().run(|| {
+        let sessions = refusing(
+            |server| server.linger(DEADLINE),
+            |conn, input, error| {
+                conn.send("no");
+                conn.reject(input, error);
+            },
+        );
+        let mut peer = sessions.connect();
+        peer.write_all(b"!").unwrap();
+        assert_eq!(read_n(&peer, 2), b"no");
+        reset(peer);
+        assert_eq!(sessions.until_closed().1, rejected(0, "a bang"));
+    });
+}
+
+// Outside of `on_message`.
+
+#[test]
+fn a_posted_call_can_refuse_and_nothing_is_delivered_after_it() {
+    alone!().run(|| {
+        let (this, mut peer) = recorded_open(|server| server.linger(DEADLINE));
+        peer.write_all(b"hello").unwrap();
+        assert_eq!(within(&this.told), Told::Message(b"hello".to_vec()));
+        this.call(|conn| {
+            conn.send("no");
+            reject(conn);
+            conn.send("too late");
+        });
+        assert_eq!(read_to_end(&peer).unwrap(), b"no");
+        peer.write_all(b"more").unwrap();
+        peer.shutdown(Shutdown::Write).unwrap();
+        // The handler still learns what becomes of its output, and of the peer's end.
+        assert_eq!(within(&this.told), Told::WriteComplete);
+        assert_eq!(within(&this.told), Told::HalfClose);
+        assert_eq!(this.closed(), rejected(5, "so"));
+    });
+}
+
+#[test]
+fn a_connection_that_is_refused_when_it_is_made_delivers_nothing() {
+    alone!().run(|| {
+        let (tell, told) = channel();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_connect(reject)
+                .on_message(|_, _| panic!("delivered"))
+                .on_close(move |_, reason| tell.send(brief(reason)).unwrap())
+                .start()
+        });
+        let mut peer = server.connect();
+        peer.write_all(b"hello").unwrap();
+        assert_eq!(read_to_end(&peer).unwrap(), b"");
+        peer.write_all(b"hello").unwrap();
+        drop(peer);
+        assert_eq!(within(&told), rejected(0, "so"));
+    });
+}
+
+/// What other threads have sent before has its place before the end.
+#[test]
+fn b29_what_was_posted_before_a_refusal_arrives_and_what_comes_after_does_not() {
+    fn post(conn: &Connection<'_>, text: &'static str) {
+        let conn = conn.handle();
+        thread::spawn(move || conn.send(text).unwrap()).join().unwrap();
+    }
+    alone!().run(|| {
+        let sessions = refusing(
+            |server| server,
+            |conn, input, error| {
+                post(conn, "1");
+                conn.send("2");
+                post(conn, "3");
+                conn.reject(input, error);
+                assert!(!conn.wants_input());
+                post(conn, "4");
+                conn.send("5");
+            },
+        );
+        for _ in 0..20 {
+            let talk = sessions.talk(&[b"!", b"!"]);
+            assert_eq!(talk.answers, b"123");
+            assert_eq!((talk.messages.len(), talk.reason), (1, rejected(0, "a bang")));
+        }
+    });
+}
+
+#[test]
+fn a_stop_does_not_change_the_reason() {
+    alone!().run(|| {
+        let sessions = refusing(
+            |server| server.linger(Duration::MAX),
+            |conn, input, error| conn.reject(input, error),
+        );
+        let mut peer = sessions.connect();
+        peer.write_all(b"!").unwrap();
+        assert_eq!(read_to_end(&peer).unwrap(), b"");
+        sessions.running.server.stop(Duration::ZERO);
+        sessions.running.server.wait().unwrap();
+        assert_eq!(sessions.until_closed().1, rejected(0, "a bang"));
+    });
+}
