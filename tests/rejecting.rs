@@ -6,8 +6,8 @@ mod common;
 mod recorder;
 mod sessions;
 
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::sync::mpsc::channel;
 use std::thread;
@@ -27,6 +27,10 @@ fn rejected(offset: usize, reason: &str) -> String {
 /// Refuses nothing in particular.
 fn reject(conn: &Connection<'_>) {
     conn.reject(&mut Buffer::new(), DecodeError::new(0, "so"));
+}
+
+fn is_reset(outcome: io::Result<Vec<u8>>) -> bool {
+    outcome.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionReset)
 }
 
 /// A line of `/proc/self/status`, in bytes.
@@ -212,6 +216,44 @@ fn a_refusal_after_closing_changes_nothing() {
         let mut peer = sessions.connect();
         peer.write_all(b"!").unwrap();
         assert_eq!(sessions.until_closed().1, "Closed");
+    });
+}
+
+#[test]
+fn b34_a_reset_after_a_refusal_is_one() {
+    alone!().run(|| {
+        let sessions = refusing(
+            |server| server,
+            |conn, input, error| {
+                conn.reject(input, error);
+                conn.reset();
+            },
+        );
+        let mut peer = sessions.connect();
+        peer.write_all(b"!").unwrap();
+        assert_eq!(sessions.until_closed().1, rejected(0, "a bang"));
+        assert!(is_reset(read_to_end(&peer)));
+    });
+}
+
+/// The peer must not take what it got for everything.
+#[test]
+fn a_file_that_is_too_short_is_not_finished_cleanly_because_of_a_refusal() {
+    const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    alone!().run(|| {
+        let sessions = refusing(
+            |server| server,
+            |conn, input, error| {
+                let file = File::open(FILE).unwrap();
+                let len = file.metadata().unwrap().len();
+                conn.send_file(file, 0, len + 10);
+                conn.reject(input, error);
+            },
+        );
+        let mut peer = sessions.connect();
+        peer.write_all(b"!").unwrap();
+        assert_eq!(sessions.until_closed().1, rejected(0, "a bang"));
+        assert!(is_reset(read_to_end(&peer)));
     });
 }
 

@@ -404,8 +404,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         core.cancel_timers(event_loop);
         core.close_handles();
         let reason = core.state.borrow_mut().finish(&core.context.lender);
-        // After a failed write the peer must not take what it got for everything.
-        if matches!(reason, CloseReason::Reset | CloseReason::WriteFailed(_))
+        if core.state.borrow().resets()
             && let Err(e) = transport::reset_on_close(core.socket())
         {
             log::debug!("{core}: resetting it: {e}");

@@ -58,6 +58,9 @@ bitflags! {
         const REWATCHED = 1 << 13;
         /// The program has refused what the peer sent: what still comes is thrown away.
         const DEAF = 1 << 14;
+        /// Its end is a reset: on purpose, or because the peer must not take what it got for
+        /// everything.
+        const RESETS = 1 << 15;
 
         const READ_OVER = Self::EOF_TOLD.bits() | Self::READ_FAILED.bits();
         const WRITE_OVER = Self::FIN_SENT.bits() | Self::WRITE_FAILED.bits();
@@ -368,7 +371,7 @@ impl State {
 
     /// Sending failed: what the peer sent before that can still be read.
     pub(crate) fn write_failed(&mut self, error: io::Error, lender: &Lender) {
-        self.status.insert(Status::WRITE_FAILED);
+        self.status.insert(Status::WRITE_FAILED | Status::RESETS);
         self.drop_output(lender);
         self.store(CloseReason::WriteFailed(error));
     }
@@ -376,7 +379,16 @@ impl State {
     /// Ends now, for a reason of our own. Output not yet sent is dropped.
     pub(crate) fn end(&mut self, reason: CloseReason) {
         self.status.insert(Status::AT_ONCE);
+        if matches!(reason, CloseReason::Reset | CloseReason::WriteFailed(_)) {
+            self.status.insert(Status::RESETS);
+        }
         self.store(reason);
+    }
+
+    /// Whether to reset when closing. The reason does not tell: something else may have gone wrong
+    /// before.
+    pub(crate) fn resets(&self) -> bool {
+        self.status.contains(Status::RESETS)
     }
 
     /// Whether it has ended, or will right after this callback.
