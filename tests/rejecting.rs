@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod kernel;
 mod recorder;
 mod sessions;
 
@@ -14,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{DEADLINE, eventually, pattern, read_n, read_to_end, reset, serve, within};
-use recorder::{Told, brief, recorded_open};
+use recorder::{Told, brief, recorded_open, recorded_paused};
 use ruduo::{Buffer, Connection, DecodeError, FrameCodec, LineCodec, TcpServer};
 use sessions::{Sessions, act, cuts};
 
@@ -274,7 +275,7 @@ fn assert_gets_its_answers(sessions: &Sessions, answers: usize) {
     let all = (MORE * MIB) as u64 + 1;
     eventually("everything is received", || sessions.running.server.bytes_received() == all);
     let grown = memory("VmRSS").saturating_sub(before);
-    assert!(grown < 16 * MIB, "{grown} bytes more");
+    assert!(grown < answers + 16 * MIB, "{grown} bytes more");
     assert!(read_to_end(&peer).unwrap() == pattern(answers));
     peer.shutdown(Shutdown::Write).unwrap();
     assert_eq!(sessions.until_closed(), (vec![], rejected(0, "a bang")));
@@ -287,8 +288,42 @@ fn b33_what_the_peer_still_sends_is_thrown_away_and_it_gets_its_answers() {
         let sessions = refusing(
             |server| server.linger(DEADLINE),
             |conn, input, error| {
-                conn.send(pattern(ANSWERS));
+                conn.send_buffer(&mut Buffer::from(pattern(ANSWERS)));
                 conn.reject(input, error);
+            },
+        );
+        assert_gets_its_answers(&sessions, ANSWERS);
+    });
+}
+
+/// Nothing that the peer sends can make the output grow any more.
+#[test]
+fn b33_back_pressure_ends_with_a_refusal() {
+    const ANSWERS: usize = 32 * MIB;
+    alone!().run(|| {
+        let sessions = refusing(
+            |server| server.linger(DEADLINE),
+            |conn, input, error| {
+                conn.send_buffer(&mut Buffer::from(pattern(ANSWERS)));
+                conn.reject(input, error);
+            },
+        );
+        assert_gets_its_answers(&sessions, ANSWERS);
+    });
+}
+
+/// Nobody is going to resume for a message that never comes.
+#[test]
+fn b33_a_pause_ends_with_a_refusal() {
+    const ANSWERS: usize = 200_000;
+    alone!().run(|| {
+        let sessions = refusing(
+            |server| server.linger(DEADLINE),
+            |conn, input, error| {
+                conn.pause_reading();
+                conn.send_buffer(&mut Buffer::from(pattern(ANSWERS)));
+                conn.reject(input, error);
+                conn.pause_reading();
             },
         );
         assert_gets_its_answers(&sessions, ANSWERS);
@@ -383,6 +418,30 @@ fn a_connection_that_is_refused_when_it_is_made_delivers_nothing() {
         peer.write_all(b"hello").unwrap();
         drop(peer);
         assert_eq!(within(&told), rejected(0, "so"));
+    });
+}
+
+/// The kernel has told of the peer's end while reading was paused, and tells no more.
+#[test]
+fn b17_a_refusal_while_paused_notices_a_peer_that_is_gone() {
+    alone!().run(|| {
+        for resets in [true, false] {
+            let (this, mut peer) = recorded_paused(|server| server.linger(Duration::MAX));
+            peer.write_all(b"hello").unwrap();
+            if resets {
+                reset(peer);
+                kernel::wait_for_reset(this.ends);
+            } else {
+                drop(peer);
+                kernel::wait_for_fin(this.ends);
+            }
+            this.let_turn();
+            this.call(reject);
+            if !resets {
+                assert_eq!(within(&this.told), Told::HalfClose);
+            }
+            assert_eq!(this.closed(), rejected(0, "so"));
+        }
     });
 }
 

@@ -56,7 +56,8 @@ bitflags! {
         const HUNG_UP = 1 << 12;
         /// The poller was told to wait for something else than input.
         const REWATCHED = 1 << 13;
-        /// The program has refused what the peer sent: what still comes is thrown away.
+        /// The program has refused what the peer sent: what still comes is thrown away, also while
+        /// reading is paused.
         const DEAF = 1 << 14;
         /// Its end is a reset: on purpose, or because the peer must not take what it got for
         /// everything.
@@ -168,10 +169,13 @@ impl State {
         due
     }
 
-    /// Whether to receive.
+    /// Whether to receive. What is thrown away is received in spite of any pause: no memory is to be
+    /// saved, nobody is going to resume, and the peer's end must be seen.
     #[inline]
     pub(crate) fn wants_read(&self) -> bool {
-        !self.status.intersects(Status::NO_READ)
+        let mut stop = Status::NO_READ;
+        stop.set(Status::PAUSED | Status::ABOVE_HIGH, !self.status.contains(Status::DEAF));
+        !self.status.intersects(stop)
     }
 
     /// Whether the handler should go on with the input it has: not if the program paused reading,

@@ -390,7 +390,11 @@ impl World {
         let left = if self.deaf { 0 } else { self.received - self.consumed };
         assert_eq!(state.input.len(), left, "input is with the state");
         if self.above_high || self.pauses > 0 {
-            assert!(!state.wants_read() && !state.wants_input(&LIMITS, 0));
+            assert!(!state.wants_input(&LIMITS, 0));
+            assert!(!state.wants_read() || self.deaf);
+        }
+        if self.deaf && !state.is_ended() {
+            assert!(state.wants_read() || state.is_eof() || state.is_read_over(), "not drained");
         }
         // At rest, when the loop has nothing left to do for it, something must be awaited.
         if !self.scheduled && self.first.is_none() {
