@@ -401,6 +401,58 @@ fn a_posted_call_can_refuse_and_nothing_is_delivered_after_it() {
     });
 }
 
+/// Calls of a program that has no input at hand: it passes an empty buffer, and what the handler has
+/// left is what it refuses.
+#[test]
+fn what_is_left_is_refused_from_outside_and_does_not_come_again() {
+    alone!().run(|| {
+        let (tell, told) = channel();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_message(|conn, input| {
+                    assert_eq!(input.readable(), b"hello", "delivered again");
+                    input.consume(2);
+                    conn.pause_reading();
+                    conn.set_timer(1, Duration::ZERO);
+                })
+                .on_timer(|conn, _| {
+                    reject(conn);
+                    conn.resume_reading();
+                })
+                .on_close(move |_, reason| tell.send(brief(reason)).unwrap())
+                .start()
+        });
+        let mut peer = server.connect();
+        peer.write_all(b"hello").unwrap();
+        assert_eq!(read_to_end(&peer).unwrap(), b"");
+        peer.write_all(b"more").unwrap();
+        drop(peer);
+        assert_eq!(within(&told), rejected(2, "so"));
+    });
+}
+
+#[test]
+fn a_refusal_in_on_half_close_sends_what_was_sent_before_it() {
+    alone!().run(|| {
+        let (tell, told) = channel();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_message(|_, input| input.consume(2))
+                .on_half_close(|conn| {
+                    conn.send("half a message");
+                    reject(conn);
+                })
+                .on_close(move |_, reason| tell.send(brief(reason)).unwrap())
+                .start()
+        });
+        let mut peer = server.connect();
+        peer.write_all(b"hello").unwrap();
+        peer.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read_to_end(&peer).unwrap(), b"half a message");
+        assert_eq!(within(&told), rejected(2, "so"));
+    });
+}
+
 #[test]
 fn a_connection_that_is_refused_when_it_is_made_delivers_nothing() {
     alone!().run(|| {

@@ -162,7 +162,9 @@ impl<'l> Connection<'l> {
     /// [`CloseReason::Rejected`].
     ///
     /// For parsers, called in `on_message`. The offset in `error` counts from the first readable
-    /// byte of `input`; the close reason has it counted from the first byte of the stream.
+    /// byte of `input`; the close reason has it counted from the first byte of the stream. Elsewhere
+    /// there is no input at hand: with an empty buffer the offset counts from the first byte that
+    /// `on_message` has left.
     ///
     /// ```
     /// use ruduo_net::{Buffer, Connection, DecodeError};
@@ -176,10 +178,13 @@ impl<'l> Connection<'l> {
     /// }
     /// ```
     pub fn reject(&self, input: &mut Buffer, error: DecodeError) {
-        let start = self.bytes_received().saturating_sub(input.len() as u64);
+        let mut state = self.core.state.borrow_mut();
+        let unread = input.len() + state.input_left();
+        let start = self.bytes_received().saturating_sub(unread as u64);
         input.clear();
         let reason = CloseReason::Rejected(error.behind(start));
-        self.core.state.borrow_mut().reject(reason, &self.core.context.lender);
+        state.reject(reason, &self.core.context.lender);
+        drop(state);
         self.shutdown();
     }
 

@@ -144,6 +144,11 @@ impl State {
         }
     }
 
+    /// How many bytes the handler has left; none while it has them at hand.
+    pub(crate) fn input_left(&self) -> usize {
+        self.input.len()
+    }
+
     /// The stream has ended. What is unconsumed stays with us.
     pub(crate) fn peer_eof(&mut self) {
         if !self.status.intersects(Status::WRITE_OVER | Status::FINISHING) {
