@@ -165,7 +165,8 @@ impl FrameCodec {
                 return Err(DecodeError::new(0, why));
             }
         };
-        let whole = self.width + len;
+        // Whoever allows any length gets to wait for a message that is longer than memory.
+        let whole = self.width.saturating_add(len);
         Ok((bytes.len() >= whole).then_some(Found { content: self.width..whole, whole }))
     }
 

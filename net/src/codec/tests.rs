@@ -116,6 +116,13 @@ fn a_length_that_is_too_great_is_refused_when_it_is_there() {
 }
 
 #[test]
+fn a_length_of_which_all_are_allowed_is_waited_for() {
+    let any = FrameCodec::u64().max_len(usize::MAX);
+    assert_eq!(frames(b"\xff\xff\xff\xff\xff\xff\xff\xffabc", any), ok(&[]));
+    assert_eq!(frames(b"\0\0\0\0\0\0\0\x03abc", any), ok(&["abc"]));
+}
+
+#[test]
 fn a_frame_longer_than_its_length_can_tell_is_not_encoded() {
     let codec = FrameCodec::u8();
     assert_eq!(codec.encode(vec![7; 255]).unwrap().len(), 256);
