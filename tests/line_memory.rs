@@ -1,5 +1,5 @@
-//! A line codec remembers how much of a line it has searched. Whatever the handler does to the input
-//! in between, that never hides a line.
+//! A line codec remembers how much of a line it has searched. Whatever the handler does in between,
+//! that never hides a line.
 
 #![allow(clippy::unwrap_used)]
 
@@ -114,5 +114,27 @@ fn what_a_line_codec_remembers_never_hides_a_line() {
             Ok(())
         });
         outcome.unwrap();
+    });
+}
+
+/// The handler decodes from a buffer of its own, in which there is more than was received: the lines
+/// have no place in the stream that would tell one from the next.
+#[test]
+fn what_is_remembered_of_a_line_is_forgotten_with_it() {
+    alone!().run(|| {
+        let sessions = Sessions::new(|| {
+            let (mut lines, mut expanded) = (LineCodec::crlf(), Buffer::new());
+            act(move |conn, input, tell| {
+                while let Some(byte) = input.read_u8() {
+                    let text: &[u8] = if byte == b'1' { b"one line" } else { b"\r\na\r\nb\r\n" };
+                    expanded.append(text);
+                }
+                while let Some(line) = lines.decode(conn, &mut expanded) {
+                    tell.message(line);
+                }
+            })
+        });
+        let talk = sessions.talk(&[b"1", b"2", b"1", b"2"]);
+        assert_eq!(talk.messages, ["one line", "a", "b", "one line", "a", "b"]);
     });
 }

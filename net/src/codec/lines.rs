@@ -105,9 +105,8 @@ impl LineCodec {
         let searched = if self.searched.start == start { self.searched.len } else { 0 };
         next_message(conn, input, |bytes| {
             let found = self.find(bytes, searched)?;
-            if found.is_none() {
-                self.searched = Searched { start, len: bytes.len() };
-            }
+            let len = if found.is_none() { bytes.len() } else { 0 };
+            self.searched = Searched { start, len };
             Ok(found)
         })
     }
