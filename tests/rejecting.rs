@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use common::{DEADLINE, eventually, pattern, read_n, read_to_end, reset, serve, within};
 use recorder::{Told, brief, recorded_open, recorded_paused};
-use ruduo::{Buffer, Connection, DecodeError, FrameCodec, LineCodec, TcpServer};
+use ruduo::{Buffer, Connection, DecodeError, FrameCodec, LineCodec, SendError, TcpServer};
 use sessions::{Sessions, act, cuts};
 
 const MIB: usize = 1 << 20;
@@ -151,23 +151,49 @@ fn the_offset_is_counted_from_the_first_byte_of_the_stream() {
 }
 
 #[test]
-fn what_was_sent_before_arrives_and_what_is_sent_after_does_not() {
+fn what_the_callback_sends_before_and_after_it_arrives() {
     alone!().run(|| {
         let sessions = refusing(
             |server| server,
             |conn, input, error| {
-                conn.send("please, no ");
-                conn.send("bangs");
-                conn.reject(input, error);
+                conn.send("please, ");
+                assert_eq!(conn.rejection(), None);
+                conn.reject(input, error.clone());
                 assert!(!conn.wants_input() && input.is_empty());
-                conn.send("too late");
-                conn.try_send("too late").unwrap_err();
+                assert_eq!(conn.rejection(), Some(error));
+                conn.send("no ");
+                conn.try_send("bangs").unwrap();
             },
         );
         let talk = sessions.talk(&[b"!", b"!"]);
         assert_eq!(talk.answers, b"please, no bangs");
         assert_eq!((talk.messages.len(), talk.reason), (1, rejected(0, "a bang")));
-        assert_eq!(sessions.running.server.bytes_discarded(), 8);
+        assert_eq!(sessions.running.server.bytes_discarded(), 0);
+    });
+}
+
+#[test]
+fn answers_gathered_behind_the_loop_arrive_and_so_does_the_reason() {
+    alone!().run(|| {
+        let sessions = Sessions::new(|| {
+            let mut lines = LineCodec::lf().max_len(5);
+            act(move |conn, input, tell| {
+                let mut answers = Buffer::new();
+                while let Some(line) = lines.decode(conn, input) {
+                    tell.message(line);
+                    answers.append(line);
+                }
+                conn.send_buffer(&mut answers);
+                if let Some(error) = conn.rejection() {
+                    conn.send(format!("500 {error}\n"));
+                }
+            })
+        });
+        for pieces in cuts(b"one\ntwo\nlonger\nfive\n") {
+            let talk = sessions.talk(&pieces);
+            assert_eq!(talk.messages, ["one", "two"], "{pieces:?}");
+            assert_eq!(talk.answers, b"onetwo500 at byte 8: a line of more than 5 bytes\n");
+        }
     });
 }
 
@@ -387,11 +413,12 @@ fn a_posted_call_can_refuse_and_nothing_is_delivered_after_it() {
         peer.write_all(b"hello").unwrap();
         assert_eq!(within(&this.told), Told::Message(b"hello".to_vec()));
         this.call(|conn| {
-            conn.send("no");
+            conn.send("n");
             reject(conn);
-            conn.send("too late");
+            conn.send("o");
         });
         assert_eq!(read_to_end(&peer).unwrap(), b"no");
+        this.call(|conn| assert_eq!(conn.try_send("too late"), Err(SendError::Closed)));
         peer.write_all(b"more").unwrap();
         peer.shutdown(Shutdown::Write).unwrap();
         // The handler still learns what becomes of its output, and of the peer's end.
@@ -499,7 +526,7 @@ fn b17_a_refusal_while_paused_notices_a_peer_that_is_gone() {
 
 /// What other threads have sent before has its place before the end.
 #[test]
-fn b29_what_was_posted_before_a_refusal_arrives_and_what_comes_after_does_not() {
+fn b29_what_was_posted_before_the_end_of_the_refusing_callback_arrives() {
     fn post(conn: &Connection<'_>, text: &'static str) {
         let conn = conn.handle();
         thread::spawn(move || conn.send(text).unwrap()).join().unwrap();
@@ -519,7 +546,7 @@ fn b29_what_was_posted_before_a_refusal_arrives_and_what_comes_after_does_not() 
         );
         for _ in 0..20 {
             let talk = sessions.talk(&[b"!", b"!"]);
-            assert_eq!(talk.answers, b"123");
+            assert_eq!(talk.answers, b"12345");
             assert_eq!((talk.messages.len(), talk.reason), (1, rejected(0, "a bang")));
         }
     });

@@ -362,6 +362,12 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
             handler.on_write_complete(conn);
             state = core.state.borrow_mut();
         }
+        if state.take_refusal() {
+            drop(state);
+            // Behind what other threads have posted.
+            conn.shutdown();
+            state = core.state.borrow_mut();
+        }
         if state.is_fin_due() {
             match self.transport.shutdown(core.socket()) {
                 Err(e) if e.kind() != io::ErrorKind::NotConnected => {

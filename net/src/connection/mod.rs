@@ -156,12 +156,12 @@ impl<'l> Connection<'l> {
         self.in_order(Operation::Shutdown);
     }
 
-    /// Refuses what the peer sent, and finishes: like [`shutdown`](Connection::shutdown), so that
-    /// what was sent before, perhaps an error message, still arrives; but nothing more is
-    /// delivered, neither the rest of `input` nor what still comes. The connection closes with
-    /// [`CloseReason::Rejected`].
+    /// Refuses what the peer sent: nothing more is delivered, neither the rest of `input` nor what
+    /// still comes, and after this callback the connection finishes as by
+    /// [`shutdown`](Connection::shutdown). So what has been sent, and what the callback still sends,
+    /// perhaps an error message, arrives. The connection closes with [`CloseReason::Rejected`].
     ///
-    /// For parsers, called in `on_message`. The offset in `error` counts from the first readable
+    /// For parsers, called in `on_message`, as codecs do. The offset in `error` counts from the first readable
     /// byte of `input`; the close reason has it counted from the first byte of the stream. Elsewhere
     /// there is no input at hand: with an empty buffer the offset counts from the first byte that
     /// `on_message` has left.
@@ -171,8 +171,9 @@ impl<'l> Connection<'l> {
     ///
     /// fn on_message(conn: &Connection, input: &mut Buffer) {
     ///     if let Some(at) = input.readable().iter().position(|byte| !byte.is_ascii()) {
-    ///         conn.send("ASCII only, please\n");
     ///         conn.reject(input, DecodeError::new(at, "not ASCII"));
+    ///         conn.send("ASCII only, please\n");
+    ///         return;
     ///     }
     ///     // ...
     /// }
@@ -185,7 +186,30 @@ impl<'l> Connection<'l> {
         let reason = CloseReason::Rejected(error.behind(start));
         state.reject(reason, &self.core.context.lender);
         drop(state);
-        self.shutdown();
+        self.core.touch(self.event_loop);
+    }
+
+    /// What was refused, by [`reject`](Connection::reject) or by a codec, which for its handler only
+    /// means that there is no next message. Asked after the last one, it is the occasion to say
+    /// why:
+    ///
+    /// ```
+    /// # use ruduo_net::{Buffer, Connection, LineCodec};
+    /// fn on_message(lines: &mut LineCodec, conn: &Connection, input: &mut Buffer) {
+    ///     while let Some(line) = lines.decode(conn, input) {
+    ///         conn.send(line);
+    ///     }
+    ///     if let Some(error) = conn.rejection() {
+    ///         conn.send(format!("500 {error}\r\n"));
+    ///     }
+    /// }
+    /// ```
+    #[must_use]
+    pub fn rejection(&self) -> Option<DecodeError> {
+        match self.core.state.borrow().failure() {
+            Some(CloseReason::Rejected(error)) => Some(error.clone()),
+            _ => None,
+        }
     }
 
     /// Closes now. Output not yet sent is dropped; unread input makes the kernel send a reset.

@@ -30,7 +30,7 @@ use crate::limits::Limits;
 
 bitflags! {
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    struct Status: u16 {
+    struct Status: u32 {
         /// The peer's end of stream has come; the handler is told when it has had all input.
         const EOF = 1;
         /// The handler knows of the end of stream.
@@ -62,6 +62,8 @@ bitflags! {
         /// Its end is a reset: on purpose, or because the peer must not take what it got for
         /// everything.
         const RESETS = 1 << 15;
+        /// After what the program has refused, its callback may still answer; then comes the end.
+        const TO_FINISH = 1 << 16;
 
         const READ_OVER = Self::EOF_TOLD.bits() | Self::READ_FAILED.bits();
         const WRITE_OVER = Self::FIN_SENT.bits() | Self::WRITE_FAILED.bits();
@@ -347,12 +349,19 @@ impl State {
     }
 
     /// The program refuses what the peer sent: nothing more is delivered, neither what is left nor
-    /// what still comes. To end the connection is another matter.
+    /// what still comes. The connection is to finish after the callback.
     pub(crate) fn reject(&mut self, reason: CloseReason, lender: &Lender) {
         self.status.remove(Status::HELD);
-        self.status.insert(Status::DEAF);
+        self.status.insert(Status::DEAF | Status::TO_FINISH);
         lender.give_back(std::mem::take(&mut self.input));
         self.store(reason);
+    }
+
+    /// True once after a refusal: now the connection is to finish.
+    pub(crate) fn take_refusal(&mut self) -> bool {
+        let due = self.status.contains(Status::TO_FINISH);
+        self.status.remove(Status::TO_FINISH);
+        due
     }
 
     /// Whether to send FIN now. If the peer has finished too, closing does that.
@@ -428,7 +437,7 @@ impl State {
 
     /// Whether only the peer keeps this connection from its end, so that a deadline must.
     pub(crate) fn lingers(&self) -> bool {
-        let ending = Status::FINISHING | Status::WRITE_OVER | Status::HUNG_UP;
+        let ending = Status::FINISHING | Status::WRITE_OVER | Status::HUNG_UP | Status::DEAF;
         self.status.intersects(ending) && !self.is_over()
     }
 
@@ -441,6 +450,11 @@ impl State {
     #[inline]
     pub(crate) fn is_quiet(&self) -> bool {
         self.status.is_empty() && self.output.is_empty()
+    }
+
+    /// What went wrong first, so far.
+    pub(crate) fn failure(&self) -> Option<&CloseReason> {
+        self.failure.as_deref()
     }
 
     /// Takes the reason, and gives all memory back.

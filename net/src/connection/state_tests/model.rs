@@ -166,7 +166,6 @@ impl World {
                 self.first.get_or_insert("rejected");
                 self.deaf = true;
                 self.state.reject(CloseReason::Rejected(DecodeError::new(0, "")), &self.lender);
-                self.state.shutdown();
             }
             Act::Pause => {
                 self.pauses += 1;
@@ -348,6 +347,9 @@ impl World {
                 self.above_high = false;
             }
             None => {}
+        }
+        if self.state.take_refusal() {
+            self.state.shutdown();
         }
         if self.state.is_fin_due() {
             assert_eq!(self.taken, self.accepted, "FIN before the last byte");
