@@ -3,13 +3,15 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod shim;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::process::Command;
 use std::thread;
 
-use common::program::Program;
-use common::{eventually, pattern, read_n, read_to_end};
+use common::program::{Program, binary};
+use common::{Alone, eventually, pattern, read_n, read_to_end};
 use nix::sys::signal::Signal;
 use sha2::{Digest, Sha256};
 
@@ -115,6 +117,68 @@ fn no_descriptor_is_left_behind() {
             assert!(round < 3);
         }
     });
+}
+
+/// Each receive and send of the server moves one byte at most, and some are interrupted; those of
+/// the clients do what they can.
+fn echo_byte_by_byte(alone: Alone, threads: &str, bytes: usize, clients: impl FnOnce(&Program)) {
+    let Some(shim) = shim::build(&alone, "one_byte") else { return };
+    alone.run(|| {
+        let mut command = Command::new(binary("echo"));
+        command.args(["--listen", "127.0.0.1:0", "--threads", threads]).env("LD_PRELOAD", shim);
+        let echo = Program::spawn(&mut command).listening(1);
+        clients(&echo);
+        let log = echo.ends_well_on(Signal::SIGTERM).log;
+        let told = log.lines().find_map(|line| line.strip_prefix("one_byte: moved ")).unwrap();
+        let (moved, interrupted) = told.split_once(", interrupted ").unwrap();
+        assert_eq!(moved, (2 * bytes).to_string(), "it was not in the way of all");
+        assert!(interrupted.parse::<usize>().unwrap() > bytes / 2, "{log}");
+    });
+}
+
+#[test]
+fn b21_bytes_that_leave_one_by_one_come_back_exact() {
+    echo_byte_by_byte(alone!(), "0", 40_000, |echo| {
+        let sent = pattern(40_000);
+        let received = echo_all(&echo.connect(), &sent);
+        assert_eq!((received.len(), hash(&received)), (sent.len(), hash(&sent)));
+    });
+}
+
+#[test]
+fn b21_bytes_that_leave_one_by_one_come_back_after_a_half_close() {
+    const SIZES: [usize; 6] = [0, 1, 2, 3, 1_000, 20_000];
+    echo_byte_by_byte(alone!(), "0", SIZES.iter().sum(), |echo| {
+        for size in SIZES {
+            let (mut peer, sent) = (echo.connect(), pattern(size));
+            peer.write_all(&sent).unwrap();
+            peer.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(hash(&read_to_end(&peer).unwrap()), hash(&sent), "{size} bytes");
+        }
+    });
+}
+
+fn echo_on_six_connections(echo: &Program) {
+    thread::scope(|scope| {
+        for i in 0..6 {
+            let peer = echo.connect();
+            scope.spawn(move || {
+                let sent = &pattern(10_000 + i)[i..];
+                let received = echo_all(&peer, sent);
+                assert_eq!((received.len(), hash(&received)), (sent.len(), hash(sent)));
+            });
+        }
+    });
+}
+
+#[test]
+fn b21_bytes_that_leave_one_by_one_stay_with_their_connection() {
+    echo_byte_by_byte(alone!(), "0", 60_000, echo_on_six_connections);
+}
+
+#[test]
+fn b21_bytes_that_leave_one_by_one_stay_with_their_connection_on_several_threads() {
+    echo_byte_by_byte(alone!(), "2", 60_000, echo_on_six_connections);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 pub mod program;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream};
@@ -50,6 +51,7 @@ macro_rules! alone {
 pub struct Alone {
     name: &'static str,
     under: Vec<String>,
+    envs: Vec<(&'static str, OsString)>,
     logs: Vec<&'static str>,
     fds: bool,
 }
@@ -61,13 +63,24 @@ const CHILD: &str = "RUDUO_TEST_CHILD";
 
 impl Alone {
     pub fn new(name: &'static str) -> Alone {
-        Alone { name, under: Vec::new(), logs: Vec::new(), fds: true }
+        Alone { name, under: Vec::new(), envs: Vec::new(), logs: Vec::new(), fds: true }
+    }
+
+    /// Whether this is the test's own process, and not the one that starts it.
+    pub fn is_own_process() -> bool {
+        std::env::var_os(CHILD).is_some()
     }
 
     /// Starts the process by a command that is put before it, for example strace with a fault to
     /// inject. The test is skipped, loudly, if there is no such command.
     pub fn under(mut self, command: &[&str]) -> Alone {
         self.under = command.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// Sets a variable of the process's environment.
+    pub fn env(mut self, name: &'static str, value: impl Into<OsString>) -> Alone {
+        self.envs.push((name, value.into()));
         self
     }
 
@@ -78,16 +91,20 @@ impl Alone {
         self
     }
 
+    /// Says that the test is not run, and why.
+    pub fn skip(&self, why: &str) {
+        eprintln!("SKIPPED {}: {why}", self.name);
+    }
+
     pub fn run(self, body: impl FnOnce()) {
-        if std::env::var_os(CHILD).is_some() {
+        if Alone::is_own_process() {
             self.run_here(body);
             return;
         }
         if let Some(program) = self.under.first()
             && Command::new(program).arg("--version").output().is_err()
         {
-            eprintln!("SKIPPED {}: there is no {program} on this machine", self.name);
-            return;
+            return self.skip(&format!("there is no {program} on this machine"));
         }
         let this = std::env::current_exe().unwrap();
         let mut words = self.under.clone();
@@ -96,6 +113,7 @@ impl Alone {
             .args(&words[1..])
             .args(["--exact", self.name, "--nocapture", "--test-threads=1"])
             .env(CHILD, "1")
+            .envs(self.envs)
             .output()
             .unwrap();
         let text = [&output.stdout[..], &output.stderr[..]].concat();
