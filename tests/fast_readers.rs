@@ -1,0 +1,207 @@
+//! Peers that read as fast as they are written to: feeding them takes turns with everything else
+//! that the loop does.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod shim;
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
+
+use common::{Running, eventually, pattern, read_n, serve, within};
+use ruduo::{Buffer, Connection, EventLoop, Handler, HandlerHandle, TcpServer};
+
+/// Echoes; and once it has been given food, sends that whenever all was sent.
+#[derive(Default)]
+struct Session {
+    food: Option<Arc<[u8]>>,
+    /// The turns in which all was sent.
+    meals: Vec<u64>,
+}
+
+impl Handler for Session {
+    fn on_message(&mut self, conn: &Connection<'_>, input: &mut Buffer) {
+        conn.send_buffer(input);
+    }
+    fn on_write_complete(&mut self, conn: &Connection<'_>) {
+        if let Some(food) = &self.food {
+            self.meals.push(conn.event_loop().turns());
+            conn.send_shared(food.clone());
+        }
+    }
+}
+
+/// A server and the peer that is going to be fed.
+struct Table {
+    server: Running,
+    peer: TcpStream,
+    session: HandlerHandle<Session>,
+}
+
+impl Table {
+    fn new() -> Table {
+        let (tell, connected) = channel();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.serve(move |conn| {
+                // Only the first one is waited for.
+                let _ = tell.send(conn.handle_for());
+                Session::default()
+            })
+        });
+        let peer = server.connect();
+        Table { server, peer, session: within(&connected) }
+    }
+
+    /// Calls `f` on the loop, as a callback of the fed connection.
+    fn call<R: Send + 'static>(
+        &self,
+        f: impl FnOnce(&mut Session, &Connection<'_>) -> R + Send + 'static,
+    ) -> R {
+        let (tell, told) = channel();
+        self.session.post(move |session, conn| tell.send(f(session, conn)).unwrap()).unwrap();
+        within(&told)
+    }
+
+    fn feed(&self, food: Arc<[u8]>) {
+        self.call(|session, conn| {
+            conn.send_shared(food.clone());
+            session.food = Some(food);
+        });
+    }
+
+    /// Another peer comes, and is served as if it were alone.
+    fn serve_another(&self) {
+        let mut other = self.server.connect();
+        for byte in 0..50 {
+            other.write_all(&[byte]).unwrap();
+            assert_eq!(read_n(&other, 1), [byte]);
+        }
+    }
+
+    /// The most times that it was fed in one turn, of at least `least` times.
+    #[track_caller]
+    fn most_meals_a_turn(&self, least: usize) -> usize {
+        let meals = || self.call(|session, _| session.meals.clone());
+        eventually("it was fed often enough", || meals().len() >= least);
+        meals().chunk_by(|a, b| a == b).map(<[u64]>::len).max().unwrap()
+    }
+}
+
+/// Pieces that are large for the shim, which then takes them whole.
+fn food() -> Arc<[u8]> {
+    pattern(64 * 1024).into()
+}
+
+/// The most large calls that the loop makes in a turn, from now on: between two tasks of which
+/// each leaves the next.
+fn most_calls_a_turn(table: &Table) -> Arc<AtomicU64> {
+    fn look(event_loop: &EventLoop, before: u64, most: Arc<AtomicU64>) {
+        let calls = load(shim::number(c"fast_reader_calls"));
+        most.fetch_max(calls - before, Ordering::Relaxed);
+        event_loop.defer(move |event_loop| look(event_loop, calls, most));
+    }
+    let most = Arc::new(AtomicU64::new(0));
+    let maximum = most.clone();
+    table.call(move |_, conn| look(conn.event_loop(), 0, maximum));
+    most
+}
+
+fn load(number: &AtomicU64) -> u64 {
+    number.load(Ordering::Relaxed)
+}
+
+#[test]
+fn b30_a_peer_that_is_fed_endlessly_takes_turns_with_the_others() {
+    shim::run(alone!(), "fast_reader", || {
+        let table = Table::new();
+        let most = most_calls_a_turn(&table);
+        table.feed(food());
+        table.serve_another();
+        assert_eq!(table.most_meals_a_turn(1_000), 1);
+        assert_eq!(load(&most), 1);
+    });
+}
+
+/// An event is answered by one call, and what its callbacks left by another at the end of the turn.
+#[test]
+fn b30_a_peer_that_is_fed_endlessly_and_asks_for_more_takes_turns_with_the_others() {
+    shim::run(alone!(), "fast_reader", || {
+        let table = Table::new();
+        let most = most_calls_a_turn(&table);
+        table.feed(food());
+        let full = Arc::new(AtomicBool::new(false));
+        let asking = {
+            let (mut peer, full) = (table.peer.try_clone().unwrap(), full.clone());
+            thread::spawn(move || {
+                while !full.load(Ordering::Relaxed) {
+                    peer.write_all(b"?").unwrap();
+                }
+            })
+        };
+        table.serve_another();
+        assert!(table.most_meals_a_turn(1_000) <= 2);
+        assert!(load(&most) <= 2, "{} calls in a turn", load(&most));
+        full.store(true, Ordering::Relaxed);
+        asking.join().unwrap();
+    });
+}
+
+/// A real one. The kernel's buffer fills now and then, so that some meals begin with an event.
+#[test]
+fn b30_a_peer_that_reads_all_it_is_fed_takes_turns_with_the_others() {
+    alone!().run(|| {
+        let table = Table::new();
+        let reader = {
+            let mut peer = table.peer.try_clone().unwrap();
+            thread::spawn(move || io::copy(&mut peer, &mut io::sink()))
+        };
+        table.feed(food());
+        table.serve_another();
+        assert!(table.most_meals_a_turn(1_000) <= 2);
+        drop(table);
+        // How it ends is not the matter here.
+        let _ = reader.join().unwrap();
+    });
+}
+
+/// So large that it would take for ever to send it in one event, whatever the size of a chunk.
+#[test]
+fn b30_a_large_file_leaves_in_bounded_chunks() {
+    const LEN: u64 = 1 << 40;
+    const LARGE_CHUNK: u64 = 4 << 20;
+    shim::run(alone!(), "fast_reader", || {
+        let path = std::env::temp_dir().join(format!("ruduo-large-{}", std::process::id()));
+        let file = File::create_new(&path).unwrap();
+        fs::remove_file(path).unwrap();
+        file.set_len(LEN).unwrap();
+
+        let table = Table::new();
+        let most = most_calls_a_turn(&table);
+        table.call(|_, conn| conn.send_file(file, 0, LEN));
+        table.serve_another();
+        assert_eq!(load(&most), 1);
+        assert!(load(shim::number(c"fast_reader_most")) <= LARGE_CHUNK);
+        assert!(table.call(|_, conn| conn.pending_output()) > 0, "it was not so large");
+    });
+}
+
+#[test]
+fn b30_a_long_queue_leaves_a_call_at_a_time() {
+    const PIECES: usize = 2_000;
+    shim::run(alone!(), "fast_reader", || {
+        let table = Table::new();
+        let most = most_calls_a_turn(&table);
+        let piece: Arc<[u8]> = pattern(5_000).into();
+        table.call(move |_, conn| (0..PIECES).for_each(|_| conn.send_shared(piece.clone())));
+        table.serve_another();
+        eventually("all is sent", || table.call(|_, conn| conn.pending_output()) == 0);
+        assert_eq!(load(&most), 1);
+        assert!(load(shim::number(c"fast_reader_calls")) > 100, "it was no long queue");
+    });
+}
