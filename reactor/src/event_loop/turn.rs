@@ -258,7 +258,8 @@ impl EventLoop {
         let clock = RefCell::new((batch > 1).then(TaskClock::start));
         self.run_batch(batch, || clock.borrow_mut().as_mut().is_some_and(TaskClock::has_time));
         let mut tasks = self.tasks.borrow_mut();
-        if tasks.is_empty() {
+        // Tasks that come again each turn are no reason to keep the memory of a burst.
+        if tasks.len() < KEEP_CAPACITY {
             tasks.shrink_to(KEEP_CAPACITY);
         }
     }

@@ -60,8 +60,7 @@ const NOWHERE: u16 = u16::MAX;
 /// The end of a list.
 const NIL: u32 = u32::MAX;
 
-/// What is kept when the timers are gone: the memory of a burst goes back. (That of the slab only
-/// when it is empty, for ids are indices and an entry cannot move.)
+/// What is kept when the timers are gone: the memory of a burst goes back.
 const KEPT_CAPACITY: usize = 1024;
 
 /// Names one armed timer.
@@ -87,6 +86,8 @@ pub(crate) struct Wheel<T> {
     generation: NonZeroU32,
     /// What `advance` found, with the deadlines to sort it by; empty between calls.
     batch: Vec<(u64, TimerId)>,
+    /// Removals from a slab that is much too large, since `shrink` was last tried.
+    removals: usize,
 }
 
 struct Entry<T> {
@@ -123,6 +124,7 @@ impl<T> Wheel<T> {
             occupied: [0; LEVELS + 1],
             generation: NonZeroU32::MIN,
             batch: Vec::new(),
+            removals: 0,
         }
     }
 
@@ -159,10 +161,23 @@ impl<T> Wheel<T> {
         self.entry(id)?;
         self.unlink(id.index);
         let entry = self.entries.remove(id.index as usize);
-        if self.entries.is_empty() && self.entries.capacity() > KEPT_CAPACITY {
-            self.entries = Slab::new();
+        if self.entries.capacity() > KEPT_CAPACITY + 4 * self.entries.len() {
+            self.shrink();
         }
         Some(entry.value)
+    }
+
+    /// Gives back what lies behind the last entry; those before it cannot move, for ids are
+    /// indices. It may take a step for each of them, so it is tried once in as many removals as
+    /// timers are left: not for each of a few that go in a bad order.
+    #[cold]
+    #[inline(never)]
+    fn shrink(&mut self) {
+        self.removals += 1;
+        if self.removals >= self.entries.len() {
+            self.removals = 0;
+            self.entries.shrink_to_fit();
+        }
     }
 
     /// Moves a timer to another deadline; its id stays valid. Among timers of the same deadline it

@@ -307,6 +307,33 @@ fn memory_goes_back_after_a_burst_and_ids_stay_unique() {
 }
 
 #[test]
+fn memory_goes_back_after_a_burst_beside_a_timer_that_stays() {
+    type Rank = fn(usize) -> usize;
+    let first_to_last: Rank = |n| n;
+    let last_to_first: Rank = |n| 10_000 - n;
+    let anyhow: Rank = |n| n * 7 % 10_000;
+    let most_then_few: Rank = |n| if n % 5 == 0 { 20_000 - n } else { n };
+    for rank in [first_to_last, last_to_first, anyhow, most_then_few] {
+        let mut wheel = Wheel::new();
+        let stays = wheel.insert(HOUR, 10_000);
+        let burst: Vec<_> = (0..10_000).map(|n| wheel.insert(n as u64, n)).collect();
+        let mut order: Vec<_> = (0..10_000).collect();
+        order.sort_by_key(|&n| rank(n));
+        for n in order {
+            assert_eq!(wheel.remove(burst[n]), Some(n));
+        }
+        check_lists(&wheel);
+        assert!(wheel.entries.capacity() <= KEPT_CAPACITY, "{}", wheel.entries.capacity());
+
+        let fresh: Vec<_> = (0..10_000).map(|n| wheel.insert(2 * HOUR, n)).collect();
+        assert!(burst.iter().all(|&id| wheel.remove(id).is_none()));
+        assert_eq!(wheel.deadline(stays), Some(HOUR));
+        assert_eq!(fire(&mut wheel, HOUR + TICK), [10_000]);
+        assert!(fresh.iter().all(|&id| wheel.remove(id).is_some()));
+    }
+}
+
+#[test]
 fn everything_comes_out_of_a_wheel_that_ends() {
     let mut wheel = Wheel::new();
     for (deadline, value) in [(1, 'd'), (HOUR, 'w'), (u64::MAX, 'n')] {
