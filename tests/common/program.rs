@@ -1,12 +1,13 @@
 //! The examples as a user meets them: real binaries with arguments, output, a log, signals and an
 //! exit status.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use nix::sys::signal::{Signal, kill};
@@ -32,7 +33,8 @@ pub struct Program {
     child: Child,
     /// What it says on standard output, line by line.
     pub lines: Receiver<String>,
-    log: Option<JoinHandle<String>>,
+    log: Arc<Mutex<String>>,
+    log_reader: Option<JoinHandle<()>>,
     /// Where it listens, if it does.
     pub addrs: Vec<SocketAddr>,
 }
@@ -64,13 +66,18 @@ impl Program {
         let (send, lines) = mpsc::channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         thread::spawn(move || stdout.lines().try_for_each(|line| send.send(line.unwrap())));
-        let mut stderr = child.stderr.take().unwrap();
-        let log = thread::spawn(move || {
-            let mut log = String::new();
-            stderr.read_to_string(&mut log).unwrap();
-            log
-        });
-        Program { child, lines, log: Some(log), addrs: Vec::new() }
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let log = Arc::new(Mutex::new(String::new()));
+        let log_reader = {
+            let (log, mut line) = (log.clone(), String::new());
+            thread::spawn(move || {
+                while stderr.read_line(&mut line).unwrap() > 0 {
+                    log.lock().unwrap().push_str(&line);
+                    line.clear();
+                }
+            })
+        };
+        Program { child, lines, log, log_reader: Some(log_reader), addrs: Vec::new() }
     }
 
     /// Waits for the lines that tell where it listens.
@@ -130,6 +137,11 @@ impl Program {
         fds.map(|entry| entry.unwrap().path())
     }
 
+    /// What it has written to standard error so far, in whole lines.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
     /// Waits for its end.
     #[track_caller]
     pub fn wait(mut self) -> Ended {
@@ -138,17 +150,23 @@ impl Program {
             stat.is_ok_and(|stat| stat.contains(") Z "))
         });
         let status = self.child.wait().unwrap();
-        let log = self.log.take().unwrap().join().unwrap();
-        Ended { code: status.code(), signal: status.signal(), log }
+        self.log_reader.take().unwrap().join().unwrap();
+        Ended { code: status.code(), signal: status.signal(), log: self.log() }
+    }
+
+    /// Waits for its end, which is a good one.
+    #[track_caller]
+    pub fn ends_well(self) -> Ended {
+        let ended = self.wait();
+        assert_eq!((ended.code, ended.signal), (Some(0), None), "{}", ended.log);
+        ended
     }
 
     /// Tells it to end and checks that it does so well.
     #[track_caller]
     pub fn ends_well_on(self, signal: Signal) -> Ended {
         self.signal(signal);
-        let ended = self.wait();
-        assert_eq!((ended.code, ended.signal), (Some(0), None), "{signal}: {}", ended.log);
-        ended
+        self.ends_well()
     }
 }
 
