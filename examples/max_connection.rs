@@ -1,0 +1,118 @@
+//! An echo with a limited number of places. Who finds none free is told so, in a line.
+//!
+//! A place is a value. Taking one counts it, atomically, so that no two threads take the last one;
+//! dropping it gives it back. It lives in the handler of its connection and so cannot be forgotten,
+//! whichever way the connection ends, by a panic too.
+//!
+//! A refused peer has to be accepted before it can be told anything, and is a connection until it
+//! has heard: for as long as it takes to finish, or 5 seconds (`TcpServer::linger`). Closing at
+//! once would be cheaper, but if the peer has sent something by then it is unread, and closing with
+//! unread input makes the kernel send a reset, at which the peer's kernel may forget the line
+//! before anybody has read it. A server that need not say anything leaves the counting and the
+//! closing to `TcpServer::max_connections`.
+
+mod common;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::{Arguments, Long, Stop};
+use ruduo::{Buffer, CloseReason, Connection, EventLoop, Handler, TcpServer};
+
+const HELP: &str = "\
+Echoes what it receives over TCP, for a limited number of connections at a time.
+
+Usage: max_connection [--listen ADDRESS] [--threads N] [--max N]
+
+  --listen ADDRESS  where to listen; port 0 is any free one [127.0.0.1:2007]
+  --threads N       threads that serve connections; 0: the accepting one [0]
+  --max N           how many connections are served at a time, by all threads [5]
+  --help            this text
+
+SIGINT (Ctrl-C) and SIGTERM stop it; connections then have 5 seconds to finish.
+RUST_LOG=debug tells of each connection.";
+
+fn main() -> ExitCode {
+    common::run(HELP, |arguments| {
+        let Options { listen, threads, max } = options(arguments)?;
+        let event_loop = EventLoop::new()?;
+        let taken = Arc::new(AtomicUsize::new(0));
+        let server = TcpServer::bind(&event_loop, listen)?
+            .threads(threads)
+            .serve(move |_conn| Session { place: Place::take(&taken, max) })?;
+        server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
+        println!("listening on {}", server.local_addr());
+        Ok(event_loop.run()?)
+    })
+}
+
+/// One of the connections that may be served. Given back when dropped.
+struct Place {
+    taken: Arc<AtomicUsize>,
+}
+
+impl Place {
+    /// One more, unless `max` are taken.
+    fn take(taken: &Arc<AtomicUsize>, max: usize) -> Option<Place> {
+        let one_more = |n| (n < max).then_some(n + 1);
+        // Nothing but the number itself is shared, so it needs no order with anything else.
+        taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        Some(Place { taken: taken.clone() })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct Session {
+    /// `None`: it is refused.
+    place: Option<Place>,
+}
+
+impl Handler for Session {
+    fn on_connect(&mut self, conn: &Connection) {
+        if self.place.is_none() {
+            log::info!("refusing {}: all places are taken", conn.peer_addr());
+            conn.send("all places are taken, try again later\r\n");
+            conn.shutdown();
+        }
+    }
+
+    fn on_message(&mut self, conn: &Connection, input: &mut Buffer) {
+        match self.place {
+            Some(_) => conn.send_buffer(input),
+            None => input.clear(),
+        }
+    }
+
+    /// The handler would be dropped soon, but the socket is closed before it. Who has seen that
+    /// happen and comes again must find the place free.
+    fn on_close(&mut self, _: &Connection, _: &CloseReason) {
+        self.place = None;
+    }
+}
+
+struct Options {
+    listen: SocketAddr,
+    threads: usize,
+    max: usize,
+}
+
+fn options(mut arguments: Arguments) -> Result<Options, Stop> {
+    let mut options = Options { listen: common::loopback(2007), threads: 0, max: 5 };
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Long("listen") => options.listen = arguments.value()?,
+            Long("threads") => options.threads = arguments.value()?,
+            Long("max") => options.max = arguments.value()?,
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(options)
+}
