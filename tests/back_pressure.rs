@@ -317,3 +317,26 @@ fn b46_sending_on_write_complete_needs_no_stack() {
         assert_eq!(read_to_end(&peer).unwrap().len() as u64, TIMES + 1);
     });
 }
+
+/// However fast the peer takes it, what is sent on write-complete leaves in the next turn: others
+/// have theirs in between.
+#[test]
+fn b30_sending_on_write_complete_takes_turns_with_the_others() {
+    const TIMES: u32 = 50;
+    alone!().run(|| {
+        let (tell, told) = channel();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_connect(|conn| conn.send("x"))
+                .on_write_complete(move |conn| {
+                    tell.send(conn.event_loop().turns()).unwrap();
+                    conn.send("x");
+                })
+                .on_message(|_, input| input.clear())
+                .start()
+        });
+        let _peer = server.connect();
+        let turns: Vec<_> = (0..TIMES).map(|_| within(&told)).collect();
+        assert!(turns.is_sorted_by(|a, b| a < b), "twice in a turn: {turns:?}");
+    });
+}
