@@ -141,3 +141,26 @@ fn moves_as_one_pointer_and_the_bytes_stay() {
     assert_eq!(buffer.readable().as_ptr(), bytes);
     assert_eq!(taken.capacity(), 0);
 }
+
+#[test]
+fn a_slice_is_lent_from_where_it_is_and_its_room_is_used_again() {
+    let mut buffer = Buffer::with_capacity(100);
+    let capacity = buffer.capacity();
+    for _ in 0..1000 {
+        buffer.append(b"one two");
+        let start = buffer.readable().as_ptr();
+        assert_eq!(
+            buffer.read_slice(4).map(|slice| (slice, slice.as_ptr())),
+            Some((&b"one "[..], start))
+        );
+        assert_eq!(buffer.read_slice(4), None, "nothing happens");
+        assert_eq!(buffer.read_slice(3), Some(&b"two"[..]));
+        assert_eq!(buffer.read_slice(0), Some(&b""[..]));
+        assert!(buffer.is_empty());
+    }
+    assert_eq!(buffer.capacity(), capacity);
+    buffer.prepend_u32(1);
+    assert_eq!(buffer.readable(), [0, 0, 0, 1]);
+    assert_eq!(Buffer::new().read_slice(0), Some(&b""[..]));
+    assert_eq!(Buffer::new().read_slice(1), None);
+}

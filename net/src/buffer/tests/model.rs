@@ -19,6 +19,7 @@ enum Step {
     ConsumeAll,
     Unwrite(Index),
     ReadBytes(Index),
+    ReadSlice(Index),
     ReadSmall,
     ReadLarge,
     Clear,
@@ -39,6 +40,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::ConsumeAll),
         2 => any::<Index>().prop_map(Step::Unwrite),
         1 => any::<Index>().prop_map(Step::ReadBytes),
+        2 => any::<Index>().prop_map(Step::ReadSlice),
         1 => Just(Step::ReadSmall),
         1 => Just(Step::ReadLarge),
         1 => Just(Step::Clear),
@@ -59,11 +61,13 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
 struct Pair {
     buffer: Buffer,
     model: VecDeque<u8>,
+    /// It is empty because its last bytes were lent out, and so they still lie where they were.
+    was_lent: bool,
 }
 
 impl Pair {
     fn take(&mut self, step: Step, other: &mut Pair) {
-        let Pair { buffer, model } = self;
+        let Pair { buffer, model, was_lent } = self;
         let capacity = buffer.capacity();
         let len = buffer.len();
         match step {
@@ -112,6 +116,16 @@ impl Pair {
                 assert_eq!(buffer.read_bytes(n), Some(model.drain(..n).collect()));
                 assert_eq!(buffer.read_bytes(len - n + 1), None);
             }
+            Step::ReadSlice(index) => {
+                let n = index.index(len + 1);
+                let slice: VecDeque<u8> = model.drain(..n).collect();
+                let start = buffer.readable().as_ptr();
+                let lent = buffer.read_slice(n).unwrap();
+                assert_eq!(slice, lent);
+                assert!(n == 0 || lent.as_ptr() == start);
+                assert_eq!(buffer.read_slice(len - n + 1), None);
+                *was_lent |= n == len;
+            }
             Step::ReadSmall => {
                 let expected = front(model).map(i16::from_be_bytes);
                 assert_eq!(buffer.peek_i16(), expected);
@@ -141,6 +155,7 @@ impl Pair {
             Step::Swap => {
                 buffer.swap(&mut other.buffer);
                 std::mem::swap(model, &mut other.model);
+                std::mem::swap(was_lent, &mut other.was_lent);
             }
             Step::ThroughVec => {
                 let bytes = std::mem::take(buffer).into_vec();
@@ -150,15 +165,16 @@ impl Pair {
         }
     }
 
-    fn check(&self) {
-        let Pair { buffer, model } = self;
+    fn check(&mut self) {
+        let Pair { buffer, model, was_lent } = self;
+        *was_lent &= buffer.is_empty();
         assert_eq!(*model, buffer.readable());
         assert_eq!((buffer.len(), buffer.is_empty()), (model.len(), model.is_empty()));
         assert_eq!(
             buffer.prependable_len() + buffer.len() + buffer.writable_len(),
             buffer.capacity()
         );
-        if buffer.is_empty() && buffer.capacity() > 0 {
+        if buffer.is_empty() && buffer.capacity() > 0 && !*was_lent {
             assert_eq!(buffer.prependable_len(), Buffer::CHEAP_PREPEND);
         }
     }
