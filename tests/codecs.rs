@@ -387,11 +387,18 @@ fn b45_a_codec_whose_messages_may_not_fit_panics_at_once_and_costs_that_connecti
                 })
             },
         );
+        let (tell, place) = channel();
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            report(panic);
+            let _ = tell.send(panic.location().unwrap().file().to_owned());
+        }));
         let mut other = sessions.connect();
         for wish in [b"f", b"l"] {
             let mut peer = sessions.connect();
             peer.write_all(wish).unwrap();
             assert_eq!(sessions.until_closed().1, "Panicked");
+            assert_eq!(within(&place), file!(), "whose mistake it is");
             other.write_all(b"hello").unwrap();
             assert_eq!(read_n(&other, 5), b"hello");
         }

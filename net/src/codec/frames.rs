@@ -101,6 +101,7 @@ impl FrameCodec {
     /// # Panics
     /// If a message of the greatest length does not fit into the connection's
     /// [`input_limit`](crate::TcpServer::input_limit). (The panic ends this connection.)
+    #[track_caller]
     pub fn decode<'b>(&self, conn: &Connection<'_>, input: &'b mut Buffer) -> Option<&'b [u8]> {
         check_fits(conn, self.max_len.saturating_add(self.width));
         next_message(conn, input, |bytes| self.find(bytes))

@@ -99,6 +99,7 @@ impl LineCodec {
     /// # Panics
     /// If a line of the greatest length does not fit into the connection's
     /// [`input_limit`](crate::TcpServer::input_limit). (The panic ends this connection.)
+    #[track_caller]
     pub fn decode<'b>(&mut self, conn: &Connection<'_>, input: &'b mut Buffer) -> Option<&'b [u8]> {
         check_fits(conn, self.max_len.saturating_add(2));
         let start = conn.bytes_received().saturating_sub(input.len() as u64);
