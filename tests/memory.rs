@@ -180,7 +180,7 @@ fn cancel_a_million(event_loop: &LoopHandle, in_order: fn(Vec<TimerId>) -> Vec<T
 #[test]
 fn b68_a_million_timers_cancelled_in_the_order_of_arming() {
     alone!().run(|| {
-        without_and_with_a_timer_that_stays(|event_loop| cancel_a_million(event_loop, |all| all))
+        without_and_with_a_timer_that_stays(|event_loop| cancel_a_million(event_loop, |all| all));
     });
 }
 

@@ -9,7 +9,6 @@ use std::fmt::Display;
 use std::panic::{self, AssertUnwindSafe};
 
 use crate::EventLoop;
-use crate::watch::Watch;
 
 /// What a loop does when a callback panics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,8 +28,8 @@ pub struct Panicked;
 
 impl EventLoop {
     /// Runs user code; a panic in it is handled by the loop's [`PanicPolicy`] and comes back as
-    /// an error. `what` names the code in the log line, e.g. "a task"; also in the line about a slow callback
-    /// ([`EventLoopBuilder::slow_callback`](crate::EventLoopBuilder::slow_callback)).
+    /// an error. `what` names the code in the log line, e.g. "a task", and in the one about a
+    /// slow callback ([`EventLoopBuilder::slow_callback`](crate::EventLoopBuilder::slow_callback)).
     ///
     /// For libraries that call their users' code from a task or timer and have to end something
     /// of their own, e.g. a connection, if that code panics. What a plain task, timer or source
@@ -39,25 +38,38 @@ impl EventLoop {
     /// # Errors
     /// [`Panicked`] if it panicked.
     pub fn isolate<R>(&self, what: impl Display, f: impl FnOnce() -> R) -> Result<R, Panicked> {
-        let outer = self.watch().map(Watch::begin);
+        let Some(watch) = self.watch() else { return self.catch(&what, f) };
+        let outer = watch.begin();
+        let outcome = self.catch(&what, f);
+        watch.end_inner(outer, || what.to_string());
+        outcome
+    }
+
+    /// The same for code that looks after its own time: a batch.
+    #[inline(always)]
+    pub(crate) fn catch<R>(
+        &self,
+        what: &dyn Display,
+        f: impl FnOnce() -> R,
+    ) -> Result<R, Panicked> {
         // Cells of the loop are never borrowed while user code runs, so none is left half done.
         let outcome = panic::catch_unwind(AssertUnwindSafe(f));
-        if let (Some(watch), Some(outer)) = (self.watch(), outer) {
-            watch.end_inner(outer, || what.to_string());
+        outcome.map_err(|payload| self.caught(what, payload))
+    }
+
+    #[cold]
+    fn caught(&self, what: &dyn Display, payload: Box<dyn Any + Send>) -> Panicked {
+        self.count_panic();
+        log::error!("{what} panicked: {}", message(&*payload));
+        if self.panic_policy() == PanicPolicy::Abort {
+            std::process::abort();
         }
-        outcome.map_err(|payload| {
-            self.count_panic();
-            log::error!("{what} panicked: {}", message(&*payload));
-            if self.panic_policy() == PanicPolicy::Abort {
-                std::process::abort();
-            }
-            // The payload is a user's value too: its Drop may panic in turn.
-            let dropped = panic::catch_unwind(AssertUnwindSafe(|| drop(payload)));
-            if let Err(second) = dropped {
-                std::mem::forget(second);
-            }
-            Panicked
-        })
+        // The payload is a user's value too: its Drop may panic in turn.
+        let dropped = panic::catch_unwind(AssertUnwindSafe(|| drop(payload)));
+        if let Err(second) = dropped {
+            std::mem::forget(second);
+        }
+        Panicked
     }
 }
 

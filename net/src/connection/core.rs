@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ruduo_reactor::{EventLoop, Interest, TimerId, Token};
 
-use super::handle::{Operation, Posted};
+use super::operation::{Operation, Posted};
 use super::output::Outgoing;
 use super::reason::CloseReason;
 use super::state::{Refusal, State};

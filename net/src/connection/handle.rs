@@ -11,12 +11,12 @@ use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use ruduo_reactor::{EventLoop, LoopHandle};
 
 use super::core::Core;
-use super::output::{FileRange, Outgoing};
+use super::operation::{Operation, Outstanding, Payload, Posted};
+use super::output::FileRange;
 use super::state::Refusal;
 use crate::registry::{Place, Registry};
 use crate::{Buffer, Connection, ConnectionId, Handler};
@@ -29,136 +29,6 @@ pub enum SendError {
     Closed,
     /// The output limit does not allow it: the peer reads too slowly.
     Full,
-}
-
-/// What can be asked of a connection.
-pub(super) enum Operation {
-    Send(Payload),
-    Shutdown,
-    Close,
-    Reset,
-    Pause,
-    Resume,
-}
-
-impl Operation {
-    /// Bytes to be sent.
-    pub(super) fn len(&self) -> usize {
-        match self {
-            Operation::Send(Payload::Buffer(buffer)) => buffer.len(),
-            Operation::Send(Payload::Shared(bytes)) => bytes.len(),
-            Operation::Send(Payload::File(range)) => {
-                usize::try_from(range.len).unwrap_or(usize::MAX)
-            }
-            _ => 0,
-        }
-    }
-
-    /// Whether it has its place among what is sent. A pause does not wait for that: called on the
-    /// loop it is in force at once, from wherever it is called.
-    fn is_in_order(&self) -> bool {
-        !matches!(self, Operation::Pause | Operation::Resume)
-    }
-}
-
-/// Bytes on their way to a connection.
-pub(super) enum Payload {
-    Buffer(Buffer),
-    Shared(Arc<[u8]>),
-    File(FileRange),
-}
-
-impl Payload {
-    /// Memory held until it arrives.
-    fn weight(&self) -> usize {
-        match self {
-            Payload::Buffer(buffer) => buffer.capacity(),
-            Payload::Shared(bytes) => bytes.len(),
-            Payload::File(_) => 0,
-        }
-    }
-
-    pub(super) fn with_outgoing<R>(self, f: impl FnOnce(Outgoing<'_>) -> R) -> R {
-        match self {
-            Payload::Buffer(mut buffer) => f(Outgoing::Buffer(&mut buffer)),
-            Payload::Shared(bytes) => f(Outgoing::Shared(bytes)),
-            Payload::File(range) => f(Outgoing::File(range)),
-        }
-    }
-}
-
-impl From<Outgoing<'_>> for Payload {
-    fn from(outgoing: Outgoing<'_>) -> Payload {
-        match outgoing {
-            Outgoing::Bytes(bytes) => Payload::Buffer(Buffer::from(bytes)),
-            Outgoing::Buffer(buffer) => Payload::Buffer(std::mem::take(buffer)),
-            Outgoing::Shared(bytes) => Payload::Shared(bytes),
-            Outgoing::File(range) => Payload::File(range),
-        }
-    }
-}
-
-/// What all handles of a connection and the connection itself know of posted operations.
-#[derive(Debug)]
-pub(super) struct Posted {
-    operations: AtomicU32,
-    /// Memory of payloads on their way.
-    weight: AtomicUsize,
-    limit: usize,
-    closed: AtomicBool,
-}
-
-impl Posted {
-    pub(super) fn new(limit: usize, closed: bool) -> Posted {
-        Posted {
-            operations: AtomicU32::new(0),
-            weight: AtomicUsize::new(0),
-            limit,
-            closed: AtomicBool::new(closed),
-        }
-    }
-
-    /// Operations that have been posted and not yet carried out.
-    #[inline]
-    pub(super) fn outstanding(&self) -> u32 {
-        // Whoever has learned of a posted operation, by a lock or a channel, sees it counted.
-        self.operations.load(Ordering::Acquire)
-    }
-
-    pub(super) fn weight(&self) -> usize {
-        self.weight.load(Ordering::Relaxed)
-    }
-
-    /// The connection takes no more output.
-    pub(super) fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-    }
-
-    fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
-    }
-}
-
-/// Counts an operation as on its way until dropped: when it was carried out, or with the task if
-/// the loop refused it.
-struct Outstanding {
-    posted: Arc<Posted>,
-    weight: usize,
-}
-
-impl Outstanding {
-    fn new(posted: &Arc<Posted>, weight: usize) -> Outstanding {
-        posted.operations.fetch_add(1, Ordering::AcqRel);
-        posted.weight.fetch_add(weight, Ordering::Relaxed);
-        Outstanding { posted: posted.clone(), weight }
-    }
-}
-
-impl Drop for Outstanding {
-    fn drop(&mut self) {
-        self.posted.weight.fetch_sub(self.weight, Ordering::Relaxed);
-        self.posted.operations.fetch_sub(1, Ordering::AcqRel);
-    }
 }
 
 /// Reaches a connection from any thread. Cheap to clone; harmless after the connection's end.

@@ -5,11 +5,13 @@
 //! - This file and [`handle`] are what the program sees: [`Connection`] inside callbacks,
 //!   [`ConnectionHandle`] everywhere else.
 //!
-//! [`core`] is what they all reach, [`output`] the bytes to be sent, [`reason`] how it ended.
+//! [`core`] is what they all reach, [`operation`] what can be asked of it, [`output`] the bytes to be
+//! sent, [`reason`] how it ended.
 
 pub(crate) mod core;
 pub(crate) mod endpoint;
 mod handle;
+mod operation;
 mod output;
 mod reason;
 mod state;
@@ -27,7 +29,7 @@ use ruduo_reactor::EventLoop;
 
 use self::core::Core;
 pub use self::handle::{ConnectionHandle, HandlerHandle, SendError};
-use self::handle::{Operation, Payload};
+use self::operation::{Operation, Payload};
 use self::output::{FileRange, Outgoing};
 pub use self::reason::CloseReason;
 use crate::{Buffer, ConnectionId, DecodeError};

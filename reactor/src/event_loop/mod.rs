@@ -1,7 +1,9 @@
 //! The event loop: one per thread, owner of all that happens there.
 //!
-//! This file is the loop as its users see it; [`turn`] is what it does when it runs.
+//! This file is the loop as its users see it; [`builder`] makes it, and [`turn`] is what it does
+//! when it runs.
 
+mod builder;
 mod turn;
 
 use std::any::{Any, TypeId};
@@ -15,15 +17,15 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+pub use self::builder::EventLoopBuilder;
 use crate::channel::{Channel, Channels, Settings, Source};
 use crate::handle::{LoopHandle, PostError, Task};
 use crate::isolation::PanicPolicy;
-use crate::poller::{Interest, Poller, PollerKind};
+use crate::poller::{Interest, Poller};
 use crate::signals::{self, SignalId, Signals};
 use crate::sys;
 use crate::timer::{Timer, TimerId, TimerQueue, nanos};
 use crate::token::Token;
-use crate::waker::WakerKind;
 use crate::watch::Watch;
 
 thread_local! {
@@ -106,94 +108,6 @@ enum Phase {
     Running,
     /// Everything is being dropped, or has been.
     Ended,
-}
-
-/// How to make an [`EventLoop`]. Can be cloned and sent, so that a pool makes all its loops alike.
-#[derive(Clone, Debug)]
-#[must_use = "call build"]
-pub struct EventLoopBuilder {
-    poller: PollerKind,
-    waker: WakerKind,
-    panic_policy: PanicPolicy,
-    slow_callback: Duration,
-}
-
-impl Default for EventLoopBuilder {
-    fn default() -> EventLoopBuilder {
-        EventLoopBuilder {
-            poller: PollerKind::default(),
-            waker: WakerKind::default(),
-            panic_policy: PanicPolicy::default(),
-            slow_callback: if cfg!(debug_assertions) { SLOW } else { Duration::MAX },
-        }
-    }
-}
-
-/// A callback this slow is worth a line, to someone who is developing.
-const SLOW: Duration = Duration::from_millis(100);
-
-impl EventLoopBuilder {
-    /// Which kernel interface to wait with.
-    pub fn poller(self, poller: PollerKind) -> EventLoopBuilder {
-        EventLoopBuilder { poller, ..self }
-    }
-
-    /// What other threads wake the loop with.
-    pub fn waker(self, waker: WakerKind) -> EventLoopBuilder {
-        EventLoopBuilder { waker, ..self }
-    }
-
-    /// What happens when a callback panics.
-    pub fn panic_policy(self, panic_policy: PanicPolicy) -> EventLoopBuilder {
-        EventLoopBuilder { panic_policy, ..self }
-    }
-
-    /// Logs a line at warn level, one a second at most, that names a callback which has kept the
-    /// loop from everything else for so long, its thread and its connection. Also switches
-    /// [`EventLoop::lag`] on. It costs one reading of the clock (some 30 ns) for each callback;
-    /// `Duration::MAX` switches it off. By default it is off, and in debug builds 100 ms.
-    pub fn slow_callback(self, threshold: Duration) -> EventLoopBuilder {
-        EventLoopBuilder { slow_callback: threshold, ..self }
-    }
-
-    /// Makes the loop.
-    ///
-    /// # Errors
-    /// As [`EventLoop::new`].
-    pub fn build(self) -> io::Result<EventLoop> {
-        if HAS_LOOP.get() {
-            return Err(io::Error::new(
-                io::ErrorKind::AlreadyExists,
-                "making an event loop: this thread already has one; drop it first or use another \
-                 thread (see LoopThread)",
-            ));
-        }
-        let context = |e: io::Error| io::Error::new(e.kind(), format!("making an event loop: {e}"));
-        let poller = Poller::with_kind(self.poller).map_err(context)?;
-        let waker = poller.waker(WAKER, self.waker).map_err(context)?;
-        HAS_LOOP.set(true);
-        Ok(EventLoop {
-            poller,
-            handle: LoopHandle::new(waker),
-            channels: Channels::default(),
-            timers: TimerQueue::new(),
-            tasks: RefCell::default(),
-            incoming: RefCell::default(),
-            at_turn_end: RefCell::default(),
-            graveyard: RefCell::default(),
-            signals: Signals::default(),
-            locals: RefCell::default(),
-            phase: Cell::new(Phase::New),
-            quit: Cell::new(false),
-            origin: Instant::now(),
-            now: Cell::new(None),
-            turns: Cell::new(0),
-            panics: Cell::new(0),
-            watch: Watch::new(self.slow_callback),
-            settings: self,
-            _thread: PhantomData,
-        })
-    }
 }
 
 impl EventLoop {

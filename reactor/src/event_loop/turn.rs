@@ -384,7 +384,7 @@ impl EventLoop {
     /// Takes steps until one returns false. A panic ends only the step it happens in;
     /// `after_panic` cleans up after it.
     fn each(&self, what: &str, step: impl Fn() -> bool, after_panic: impl Fn()) {
-        while self.isolate(what, || while step() {}).is_err() {
+        while self.catch(&what, || while step() {}).is_err() {
             after_panic();
         }
     }

@@ -1,0 +1,104 @@
+//! How a loop is made: what can be chosen, and what it begins with.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::marker::PhantomData;
+use std::time::{Duration, Instant};
+
+use super::{EventLoop, HAS_LOOP, Phase, WAKER};
+use crate::channel::Channels;
+use crate::handle::LoopHandle;
+use crate::isolation::PanicPolicy;
+use crate::poller::{Poller, PollerKind};
+use crate::signals::Signals;
+use crate::timer::TimerQueue;
+use crate::waker::WakerKind;
+use crate::watch::Watch;
+
+/// How to make an [`EventLoop`]. Can be cloned and sent, so that a pool makes all its loops alike.
+#[derive(Clone, Debug)]
+#[must_use = "call build"]
+pub struct EventLoopBuilder {
+    poller: PollerKind,
+    waker: WakerKind,
+    pub(super) panic_policy: PanicPolicy,
+    slow_callback: Duration,
+}
+
+impl Default for EventLoopBuilder {
+    fn default() -> EventLoopBuilder {
+        EventLoopBuilder {
+            poller: PollerKind::default(),
+            waker: WakerKind::default(),
+            panic_policy: PanicPolicy::default(),
+            slow_callback: if cfg!(debug_assertions) { SLOW } else { Duration::MAX },
+        }
+    }
+}
+
+/// A callback this slow is worth a line, to someone who is developing.
+const SLOW: Duration = Duration::from_millis(100);
+
+impl EventLoopBuilder {
+    /// Which kernel interface to wait with.
+    pub fn poller(self, poller: PollerKind) -> EventLoopBuilder {
+        EventLoopBuilder { poller, ..self }
+    }
+
+    /// What other threads wake the loop with.
+    pub fn waker(self, waker: WakerKind) -> EventLoopBuilder {
+        EventLoopBuilder { waker, ..self }
+    }
+
+    /// What happens when a callback panics.
+    pub fn panic_policy(self, panic_policy: PanicPolicy) -> EventLoopBuilder {
+        EventLoopBuilder { panic_policy, ..self }
+    }
+
+    /// Logs a line at warn level, one a second at most, that names a callback which has kept the
+    /// loop from everything else for so long, its thread and its connection. Also switches
+    /// [`EventLoop::lag`] on. It costs one reading of the clock (some 30 ns) for each callback;
+    /// `Duration::MAX` switches it off. By default it is off, and in debug builds 100 ms.
+    pub fn slow_callback(self, threshold: Duration) -> EventLoopBuilder {
+        EventLoopBuilder { slow_callback: threshold, ..self }
+    }
+
+    /// Makes the loop.
+    ///
+    /// # Errors
+    /// As [`EventLoop::new`].
+    pub fn build(self) -> io::Result<EventLoop> {
+        if HAS_LOOP.get() {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "making an event loop: this thread already has one; drop it first or use another \
+                 thread (see LoopThread)",
+            ));
+        }
+        let context = |e: io::Error| io::Error::new(e.kind(), format!("making an event loop: {e}"));
+        let poller = Poller::with_kind(self.poller).map_err(context)?;
+        let waker = poller.waker(WAKER, self.waker).map_err(context)?;
+        HAS_LOOP.set(true);
+        Ok(EventLoop {
+            poller,
+            handle: LoopHandle::new(waker),
+            channels: Channels::default(),
+            timers: TimerQueue::new(),
+            tasks: RefCell::default(),
+            incoming: RefCell::default(),
+            at_turn_end: RefCell::default(),
+            graveyard: RefCell::default(),
+            signals: Signals::default(),
+            locals: RefCell::default(),
+            phase: Cell::new(Phase::New),
+            quit: Cell::new(false),
+            origin: Instant::now(),
+            now: Cell::new(None),
+            turns: Cell::new(0),
+            panics: Cell::new(0),
+            watch: Watch::new(self.slow_callback),
+            settings: self,
+            _thread: PhantomData,
+        })
+    }
+}
