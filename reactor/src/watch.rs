@@ -33,12 +33,18 @@ impl Watch {
         })
     }
 
+    // Cold, here and below: a loop that is not watched should not make room for this.
+
     /// A callback begins: after a wait, or inside another one, whose beginning is returned.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn begin(&self) -> Instant {
         self.since.replace(Instant::now())
     }
 
     /// A callback has returned, and the next one begins.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn lap(&self, what: impl FnOnce() -> String) -> Duration {
         let now = Instant::now();
         let took = now.duration_since(self.since.replace(now));

@@ -164,6 +164,8 @@ impl EventLoop {
         }
     }
 
+    #[cold]
+    #[inline(never)]
     fn deliver_rest_watched(&self, events: &Events, next: &Cell<usize>, watch: &Watch) {
         for event in events.iter_from(next.get()) {
             next.set(next.get() + 1);
