@@ -11,6 +11,7 @@ use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{DEADLINE, eventually, pattern, read_n, read_to_end, serve, within};
@@ -212,6 +213,36 @@ fn b26_back_pressure_comes_before_the_limit() {
         let back = read_to_end(&peer).unwrap();
         assert!(back == pattern(MESSAGE).repeat(sent / MESSAGE), "{} of {sent} bytes", back.len());
         assert_eq!(within(&told), "PeerClosed");
+    });
+}
+
+/// What is on its way from another thread counts as pending. When it is refused in the end, because
+/// the connection was shut down before, that is no output that could drain.
+#[test]
+fn b26_input_that_waited_for_a_send_comes_again_also_if_that_is_dropped() {
+    alone!().run(|| {
+        let (tell, told) = channel();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .water_marks(0, 1000)
+                .linger(DEADLINE)
+                .on_message(move |conn, input| {
+                    if conn.try_send("").is_ok() {
+                        conn.shutdown();
+                        let conn = conn.handle();
+                        thread::spawn(move || conn.send([0; 1001]).unwrap()).join().unwrap();
+                    }
+                    tell.send(conn.wants_input()).unwrap();
+                    if conn.wants_input() {
+                        input.clear();
+                    }
+                })
+                .start()
+        });
+        let mut peer = server.connect();
+        peer.write_all(b"request").unwrap();
+        assert!(!within(&told), "above the mark");
+        assert!(within(&told));
     });
 }
 

@@ -191,6 +191,8 @@ impl Core {
         match operation {
             Operation::Send(payload) => {
                 payload.with_outgoing(|outgoing| self.queue_or_end(event_loop, outgoing));
+                // Also if nothing was queued: while it was on its way, input may have waited for it.
+                self.touch(event_loop);
             }
             Operation::Shutdown => {
                 self.state.borrow_mut().shutdown();
