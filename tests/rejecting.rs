@@ -14,7 +14,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{DEADLINE, eventually, pattern, read_n, read_to_end, reset, serve, within};
+use common::{eventually, pattern, read_n, read_to_end, reset, serve, within};
 use recorder::{Told, brief, recorded_open, recorded_paused};
 use ruduo::{Buffer, Connection, DecodeError, FrameCodec, LineCodec, SendError, TcpServer};
 use sessions::{Sessions, act, cuts};
@@ -46,7 +46,7 @@ fn memory(name: &str) -> usize {
 #[test]
 fn a_line_that_is_too_long_is_refused_after_the_answers_to_those_before() {
     alone!().run(|| {
-        let sessions = Sessions::new(|| {
+        let sessions = Sessions::with(patient, || {
             let mut lines = LineCodec::lf_or_crlf().max_len(5);
             act(move |conn, input, tell| {
                 while let Some(line) = lines.decode(conn, input) {
@@ -68,7 +68,7 @@ fn a_line_that_is_too_long_is_refused_after_the_answers_to_those_before() {
 fn a_frame_that_is_too_long_is_refused_after_the_answers_to_those_before() {
     const FRAMES: FrameCodec = FrameCodec::u16().counts_itself().max_len(5);
     alone!().run(|| {
-        let sessions = Sessions::new(|| {
+        let sessions = Sessions::with(patient, || {
             act(|conn, input, tell| {
                 while let Some(frame) = FRAMES.decode(conn, input) {
                     tell.message(frame);
@@ -102,7 +102,7 @@ fn b65_a_huge_length_is_refused_at_once_and_nothing_is_allocated_for_it() {
             (FrameCodec::u64().little_endian(), &[0xff; 8], u64::MAX),
             (FrameCodec::u64(), b"\0\0\0\x10\0\0\0\0", 1 << 36),
         ] {
-            let sessions = Sessions::new(move || {
+            let sessions = Sessions::with(patient, move || {
                 act(move |conn, input, _| assert_eq!(frames.decode(conn, input), None))
             });
             let mut peer = sessions.connect();
@@ -119,13 +119,14 @@ fn b65_a_huge_length_is_refused_at_once_and_nothing_is_allocated_for_it() {
 
 // What a program refuses.
 
-/// Takes bytes one by one, answers each, and refuses the first `!`, with a message and by a call
-/// that a test chooses.
-fn refusing(
-    settings: fn(TcpServer<'_>) -> TcpServer<'_>,
-    refuse: fn(&Connection<'_>, &mut Buffer, DecodeError),
-) -> Sessions {
-    Sessions::with(settings, move || {
+/// No deadline comes to the help of a connection that does not end.
+fn patient(server: TcpServer<'_>) -> TcpServer<'_> {
+    server.linger(Duration::MAX)
+}
+
+/// Tells what comes before the first `!`, which it refuses in a way that a test chooses.
+fn refusing(refuse: fn(&Connection<'_>, &mut Buffer, DecodeError)) -> Sessions {
+    Sessions::with(patient, move || {
         act(move |conn, input, tell| {
             let bang = input.readable().iter().position(|&byte| byte == b'!');
             let good = bang.unwrap_or(input.len());
@@ -141,7 +142,7 @@ fn refusing(
 #[test]
 fn the_offset_is_counted_from_the_first_byte_of_the_stream() {
     alone!().run(|| {
-        let sessions = refusing(|server| server, |conn, input, error| conn.reject(input, error));
+        let sessions = refusing(|conn, input, error| conn.reject(input, error));
         for pieces in cuts(b"some bytes, a bang! and more") {
             let talk = sessions.talk(&pieces);
             assert_eq!(talk.messages.concat(), "some bytes, a bang", "{pieces:?}");
@@ -150,21 +151,29 @@ fn the_offset_is_counted_from_the_first_byte_of_the_stream() {
     });
 }
 
+/// A parser that reads from a buffer of its own: what is at hand is refused with it.
+#[test]
+fn input_that_is_not_what_was_refused_is_dropped_too() {
+    alone!().run(|| {
+        let sessions = refusing(|conn, _, error| conn.reject(&mut Buffer::new(), error));
+        let talk = sessions.talk(&[b"a", b"!b", b"c"]);
+        assert_eq!(talk.messages, ["a", ""]);
+        assert!(talk.reason.starts_with("Rejected"), "{}", talk.reason);
+    });
+}
+
 #[test]
 fn what_the_callback_sends_before_and_after_it_arrives() {
     alone!().run(|| {
-        let sessions = refusing(
-            |server| server,
-            |conn, input, error| {
-                conn.send("please, ");
-                assert_eq!(conn.rejection(), None);
-                conn.reject(input, error.clone());
-                assert!(!conn.wants_input() && input.is_empty());
-                assert_eq!(conn.rejection(), Some(error));
-                conn.send("no ");
-                conn.try_send("bangs").unwrap();
-            },
-        );
+        let sessions = refusing(|conn, input, error| {
+            conn.send("please, ");
+            assert_eq!(conn.rejection(), None);
+            conn.reject(input, error.clone());
+            assert!(!conn.wants_input() && input.is_empty());
+            assert_eq!(conn.rejection(), Some(error));
+            conn.send("no ");
+            conn.try_send("bangs").unwrap();
+        });
         let talk = sessions.talk(&[b"!", b"!"]);
         assert_eq!(talk.answers, b"please, no bangs");
         assert_eq!((talk.messages.len(), talk.reason), (1, rejected(0, "a bang")));
@@ -200,13 +209,10 @@ fn answers_gathered_behind_the_loop_arrive_and_so_does_the_reason() {
 #[test]
 fn the_first_of_two_refusals_is_the_reason() {
     alone!().run(|| {
-        let sessions = refusing(
-            |server| server,
-            |conn, input, error| {
-                conn.reject(input, error);
-                reject(conn);
-            },
-        );
+        let sessions = refusing(|conn, input, error| {
+            conn.reject(input, error);
+            reject(conn);
+        });
         assert_eq!(sessions.talk(&[b"a", b"b!c"]).reason, rejected(2, "a bang"));
     });
 }
@@ -215,14 +221,11 @@ fn the_first_of_two_refusals_is_the_reason() {
 #[test]
 fn closing_after_a_refusal_ends_it_at_once_and_the_refusal_stays_the_reason() {
     alone!().run(|| {
-        let sessions = refusing(
-            |server| server,
-            |conn, input, error| {
-                conn.send("never sent");
-                conn.reject(input, error);
-                conn.close();
-            },
-        );
+        let sessions = refusing(|conn, input, error| {
+            conn.send("never sent");
+            conn.reject(input, error);
+            conn.close();
+        });
         let mut peer = sessions.connect();
         peer.write_all(b"!").unwrap();
         assert_eq!(sessions.until_closed().1, rejected(0, "a bang"));
@@ -233,13 +236,10 @@ fn closing_after_a_refusal_ends_it_at_once_and_the_refusal_stays_the_reason() {
 #[test]
 fn a_refusal_after_closing_changes_nothing() {
     alone!().run(|| {
-        let sessions = refusing(
-            |server| server,
-            |conn, input, error| {
-                conn.close();
-                conn.reject(input, error);
-            },
-        );
+        let sessions = refusing(|conn, input, error| {
+            conn.close();
+            conn.reject(input, error);
+        });
         let mut peer = sessions.connect();
         peer.write_all(b"!").unwrap();
         assert_eq!(sessions.until_closed().1, "Closed");
@@ -249,13 +249,10 @@ fn a_refusal_after_closing_changes_nothing() {
 #[test]
 fn b34_a_reset_after_a_refusal_is_one() {
     alone!().run(|| {
-        let sessions = refusing(
-            |server| server,
-            |conn, input, error| {
-                conn.reject(input, error);
-                conn.reset();
-            },
-        );
+        let sessions = refusing(|conn, input, error| {
+            conn.reject(input, error);
+            conn.reset();
+        });
         let mut peer = sessions.connect();
         peer.write_all(b"!").unwrap();
         assert_eq!(sessions.until_closed().1, rejected(0, "a bang"));
@@ -268,15 +265,12 @@ fn b34_a_reset_after_a_refusal_is_one() {
 fn a_file_that_is_too_short_is_not_finished_cleanly_because_of_a_refusal() {
     const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
     alone!().run(|| {
-        let sessions = refusing(
-            |server| server,
-            |conn, input, error| {
-                let file = File::open(FILE).unwrap();
-                let len = file.metadata().unwrap().len();
-                conn.send_file(file, 0, len + 10);
-                conn.reject(input, error);
-            },
-        );
+        let sessions = refusing(|conn, input, error| {
+            let file = File::open(FILE).unwrap();
+            let len = file.metadata().unwrap().len();
+            conn.send_file(file, 0, len + 10);
+            conn.reject(input, error);
+        });
         let mut peer = sessions.connect();
         peer.write_all(b"!").unwrap();
         assert_eq!(sessions.until_closed().1, rejected(0, "a bang"));
@@ -311,13 +305,10 @@ fn assert_gets_its_answers(sessions: &Sessions, answers: usize) {
 fn b33_what_the_peer_still_sends_is_thrown_away_and_it_gets_its_answers() {
     const ANSWERS: usize = 200_000;
     alone!().run(|| {
-        let sessions = refusing(
-            |server| server.linger(DEADLINE),
-            |conn, input, error| {
-                conn.send_buffer(&mut Buffer::from(pattern(ANSWERS)));
-                conn.reject(input, error);
-            },
-        );
+        let sessions = refusing(|conn, input, error| {
+            conn.send_buffer(&mut Buffer::from(pattern(ANSWERS)));
+            conn.reject(input, error);
+        });
         assert_gets_its_answers(&sessions, ANSWERS);
     });
 }
@@ -327,13 +318,10 @@ fn b33_what_the_peer_still_sends_is_thrown_away_and_it_gets_its_answers() {
 fn b33_back_pressure_ends_with_a_refusal() {
     const ANSWERS: usize = 32 * MIB;
     alone!().run(|| {
-        let sessions = refusing(
-            |server| server.linger(DEADLINE),
-            |conn, input, error| {
-                conn.send_buffer(&mut Buffer::from(pattern(ANSWERS)));
-                conn.reject(input, error);
-            },
-        );
+        let sessions = refusing(|conn, input, error| {
+            conn.send_buffer(&mut Buffer::from(pattern(ANSWERS)));
+            conn.reject(input, error);
+        });
         assert_gets_its_answers(&sessions, ANSWERS);
     });
 }
@@ -343,15 +331,12 @@ fn b33_back_pressure_ends_with_a_refusal() {
 fn b33_a_pause_ends_with_a_refusal() {
     const ANSWERS: usize = 200_000;
     alone!().run(|| {
-        let sessions = refusing(
-            |server| server.linger(DEADLINE),
-            |conn, input, error| {
-                conn.pause_reading();
-                conn.send_buffer(&mut Buffer::from(pattern(ANSWERS)));
-                conn.reject(input, error);
-                conn.pause_reading();
-            },
-        );
+        let sessions = refusing(|conn, input, error| {
+            conn.pause_reading();
+            conn.send_buffer(&mut Buffer::from(pattern(ANSWERS)));
+            conn.reject(input, error);
+            conn.pause_reading();
+        });
         assert_gets_its_answers(&sessions, ANSWERS);
     });
 }
@@ -389,13 +374,10 @@ fn b39_a_peer_that_never_closes_after_a_refusal_is_cut_and_the_reason_stays() {
 #[test]
 fn b11_a_reset_by_the_peer_after_a_refusal_does_not_change_the_reason() {
     alone!().run(|| {
-        let sessions = refusing(
-            |server| server.linger(DEADLINE),
-            |conn, input, error| {
-                conn.send("no");
-                conn.reject(input, error);
-            },
-        );
+        let sessions = refusing(|conn, input, error| {
+            conn.send("no");
+            conn.reject(input, error);
+        });
         let mut peer = sessions.connect();
         peer.write_all(b"!").unwrap();
         assert_eq!(read_n(&peer, 2), b"no");
@@ -409,7 +391,7 @@ fn b11_a_reset_by_the_peer_after_a_refusal_does_not_change_the_reason() {
 #[test]
 fn a_posted_call_can_refuse_and_nothing_is_delivered_after_it() {
     alone!().run(|| {
-        let (this, mut peer) = recorded_open(|server| server.linger(DEADLINE));
+        let (this, mut peer) = recorded_open(patient);
         peer.write_all(b"hello").unwrap();
         assert_eq!(within(&this.told), Told::Message(b"hello".to_vec()));
         this.call(|conn| {
@@ -435,7 +417,7 @@ fn what_is_left_is_refused_from_outside_and_does_not_come_again() {
     alone!().run(|| {
         let (tell, told) = channel();
         let server = serve(move |event_loop| {
-            TcpServer::bind(event_loop, "127.0.0.1:0")?
+            patient(TcpServer::bind(event_loop, "127.0.0.1:0")?)
                 .on_message(|conn, input| {
                     assert_eq!(input.readable(), b"hello", "delivered again");
                     input.consume(2);
@@ -463,7 +445,7 @@ fn a_refusal_in_on_half_close_sends_what_was_sent_before_it() {
     alone!().run(|| {
         let (tell, told) = channel();
         let server = serve(move |event_loop| {
-            TcpServer::bind(event_loop, "127.0.0.1:0")?
+            patient(TcpServer::bind(event_loop, "127.0.0.1:0")?)
                 .on_message(|_, input| input.consume(2))
                 .on_half_close(|conn| {
                     conn.send("half a message");
@@ -485,7 +467,7 @@ fn a_connection_that_is_refused_when_it_is_made_delivers_nothing() {
     alone!().run(|| {
         let (tell, told) = channel();
         let server = serve(move |event_loop| {
-            TcpServer::bind(event_loop, "127.0.0.1:0")?
+            patient(TcpServer::bind(event_loop, "127.0.0.1:0")?)
                 .on_connect(reject)
                 .on_message(|_, _| panic!("delivered"))
                 .on_close(move |_, reason| tell.send(brief(reason)).unwrap())
@@ -505,7 +487,7 @@ fn a_connection_that_is_refused_when_it_is_made_delivers_nothing() {
 fn b17_a_refusal_while_paused_notices_a_peer_that_is_gone() {
     alone!().run(|| {
         for resets in [true, false] {
-            let (this, mut peer) = recorded_paused(|server| server.linger(Duration::MAX));
+            let (this, mut peer) = recorded_paused(patient);
             peer.write_all(b"hello").unwrap();
             if resets {
                 reset(peer);
@@ -532,18 +514,15 @@ fn b29_what_was_posted_before_the_end_of_the_refusing_callback_arrives() {
         thread::spawn(move || conn.send(text).unwrap()).join().unwrap();
     }
     alone!().run(|| {
-        let sessions = refusing(
-            |server| server,
-            |conn, input, error| {
-                post(conn, "1");
-                conn.send("2");
-                post(conn, "3");
-                conn.reject(input, error);
-                assert!(!conn.wants_input());
-                post(conn, "4");
-                conn.send("5");
-            },
-        );
+        let sessions = refusing(|conn, input, error| {
+            post(conn, "1");
+            conn.send("2");
+            post(conn, "3");
+            conn.reject(input, error);
+            assert!(!conn.wants_input());
+            post(conn, "4");
+            conn.send("5");
+        });
         for _ in 0..20 {
             let talk = sessions.talk(&[b"!", b"!"]);
             assert_eq!(talk.answers, b"12345");
@@ -555,10 +534,7 @@ fn b29_what_was_posted_before_the_end_of_the_refusing_callback_arrives() {
 #[test]
 fn a_stop_does_not_change_the_reason() {
     alone!().run(|| {
-        let sessions = refusing(
-            |server| server.linger(Duration::MAX),
-            |conn, input, error| conn.reject(input, error),
-        );
+        let sessions = refusing(|conn, input, error| conn.reject(input, error));
         let mut peer = sessions.connect();
         peer.write_all(b"!").unwrap();
         assert_eq!(read_to_end(&peer).unwrap(), b"");
