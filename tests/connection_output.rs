@@ -239,8 +239,8 @@ fn b24_reset_noticed_while_sending_does_not_hide_what_came_before_it() {
 
 /// What the peer has sent is delivered all the same, and what the program sends after the error
 /// is counted as discarded.
-fn failing_send(alone: Alone, call: &str, send: impl FnOnce(&Connection<'_>) + Send + 'static) {
-    let inject = format!("inject={call}:error=EHOSTUNREACH:when=1");
+fn failing_send(alone: Alone, call: &str, error: &'static str, send: fn(&Connection<'_>)) {
+    let inject = format!("inject={call}:error={error}:when=1");
     alone.under(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", &inject]).run(|| {
         let (this, peer) = recorded(|server| server);
         // The fault counts send calls on each thread, so the peer uses write.
@@ -256,26 +256,45 @@ fn failing_send(alone: Alone, call: &str, send: impl FnOnce(&Connection<'_>) + S
         assert_eq!(this.server.server.bytes_discarded(), 9);
         drop(peer);
         assert_eq!(within(&this.told), Told::HalfClose);
-        assert_eq!(this.closed(), "WriteFailed(EHOSTUNREACH)");
+        assert_eq!(this.closed(), format!("WriteFailed({error})"));
     });
 }
 
-#[test]
-fn b25_any_error_of_sending_closes_with_the_reason() {
-    failing_send(alone!(), "sendto", |conn| conn.send("x"));
+fn send_one_piece(conn: &Connection<'_>) {
+    conn.send("x");
 }
 
-#[test]
-fn b25_any_error_of_sending_several_pieces_closes_with_the_reason() {
-    failing_send(alone!(), "sendmsg", |conn| {
-        conn.send("x");
-        conn.send_shared(Arc::from(pattern(10_000)));
-    });
+fn send_several_pieces(conn: &Connection<'_>) {
+    conn.send("x");
+    conn.send_shared(Arc::from(pattern(10_000)));
 }
 
-#[test]
-fn b25_any_error_of_sending_a_file_closes_with_the_reason() {
-    failing_send(alone!(), "sendfile", |conn| conn.send_file(file(b"content"), 0, 7));
+fn send_a_file(conn: &Connection<'_>) {
+    conn.send_file(file(b"content"), 0, 7);
+}
+
+macro_rules! failing_sends {
+    ($($name:ident: $call:literal, $error:literal, $send:ident;)*) => {$(
+        #[test]
+        fn $name() {
+            failing_send(alone!(), $call, $error, $send);
+        }
+    )*};
+}
+
+failing_sends! {
+    b25_ehostunreach_on_sending_closes_with_the_reason: "sendto", "EHOSTUNREACH", send_one_piece;
+    b25_enetunreach_on_sending_closes_with_the_reason: "sendto", "ENETUNREACH", send_one_piece;
+    b25_etimedout_on_sending_closes_with_the_reason: "sendto", "ETIMEDOUT", send_one_piece;
+    b25_enobufs_on_sending_closes_with_the_reason: "sendto", "ENOBUFS", send_one_piece;
+    b25_eperm_on_sending_closes_with_the_reason: "sendto", "EPERM", send_one_piece;
+    b25_ehostunreach_on_sending_several_pieces_closes_with_the_reason:
+        "sendmsg", "EHOSTUNREACH", send_several_pieces;
+    b25_enomem_on_sending_several_pieces_closes_with_the_reason:
+        "sendmsg", "ENOMEM", send_several_pieces;
+    b25_ehostunreach_on_sending_a_file_closes_with_the_reason:
+        "sendfile", "EHOSTUNREACH", send_a_file;
+    b25_eio_on_sending_a_file_closes_with_the_reason: "sendfile", "EIO", send_a_file;
 }
 
 // After the end.
