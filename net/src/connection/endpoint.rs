@@ -25,7 +25,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use ruduo_reactor::{Channel, Event, EventLoop, Interest, Ready, Source, Token};
 
 use super::core::Core;
-use super::output::{self, Next};
+use super::output::{self, MAX_OFFER, Next};
 use super::reason::CloseReason;
 use super::state::{Crossed, State};
 use crate::context::{self, Context};
@@ -36,9 +36,6 @@ use crate::{Buffer, Connection};
 
 /// Less room than this is not worth a receive call, unless the limit allows no more.
 const MIN_ROOM: usize = 4096;
-
-/// The most of a file that one event sends.
-const FILE_CHUNK: u64 = 1024 * 1024;
 
 pub(crate) struct Endpoint<T, H> {
     core: Core,
@@ -302,7 +299,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
                 (offered, self.transport.send_slices(socket, slices))
             }
             Next::File(range) => {
-                let offered = range.len.min(FILE_CHUNK) as usize;
+                let offered = range.len.min(MAX_OFFER as u64) as usize;
                 let file = range.file.as_fd();
                 let sent = self.transport.send_file(socket, file, range.offset, offered);
                 let too_short = matches!(sent, Ok(0));

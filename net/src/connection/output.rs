@@ -22,6 +22,10 @@ use ruduo_reactor::sys::socket::MAX_SLICES;
 use crate::Buffer;
 use crate::lender::{Lender, SMALL};
 
+/// The most that one system call is offered, in bytes. A peer that reads as fast as we write takes
+/// all of it, and everybody else on the loop waits meanwhile.
+pub(crate) const MAX_OFFER: usize = 1024 * 1024;
+
 /// Something to send.
 #[derive(Debug)]
 pub(crate) enum Outgoing<'a> {
@@ -213,10 +217,11 @@ impl Output {
         }
     }
 
-    /// Everything, if it lies in one piece: the common case, and the cheap one.
+    /// Everything, if it lies in one piece and can be offered at once: the common case, and the
+    /// cheap one.
     #[inline]
     pub(crate) fn single(&self) -> Option<&[u8]> {
-        self.frozen.is_empty().then(|| self.tail.readable())
+        (self.frozen.is_empty() && self.len <= MAX_OFFER).then(|| self.tail.readable())
     }
 
     /// What one system call should send.
@@ -225,14 +230,19 @@ impl Output {
             return Next::File(range);
         }
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-        let mut count = 0;
+        let (mut count, mut left) = (0, MAX_OFFER);
         let in_memory = self.frozen.iter().map_while(Segment::bytes);
         // The tail follows if nothing on disk comes first.
         let all = self.frozen.iter().all(|segment| !matches!(segment, Segment::File(_)));
         let tail = all.then(|| self.tail.readable());
         for bytes in in_memory.chain(tail).take(MAX_SLICES) {
-            slices[count] = IoSlice::new(bytes);
+            let offered = &bytes[..bytes.len().min(left)];
+            slices[count] = IoSlice::new(offered);
+            left -= offered.len();
             count += 1;
+            if left == 0 {
+                break;
+            }
         }
         Next::Slices(slices, count)
     }
