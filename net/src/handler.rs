@@ -4,7 +4,9 @@ use std::any::Any;
 
 use crate::{Buffer, CloseReason, Connection};
 
-/// The program's side of one connection: made when the connection is, dropped after it.
+/// The program's side of one connection: made when the connection is, dropped after `on_close` and
+/// before the socket is closed. So who sees the connection closed finds all that its handler held
+/// given back.
 ///
 /// All methods are called on the connection's loop, one at a time and never from inside one
 /// another: what they do to connections (this one or others) takes effect after they return. So
@@ -47,7 +49,9 @@ pub trait Handler: Any {
     /// when it may go on.
     fn on_message(&mut self, conn: &Connection<'_>, input: &mut Buffer);
 
-    /// All output has been handed to the kernel: the time to send more of something long.
+    /// All output has been handed to the kernel: the time to send more of something long, which
+    /// leaves when every other connection has had its turn. So a handler that always sends more here
+    /// neither recurses nor starves anybody.
     fn on_write_complete(&mut self, conn: &Connection<'_>) {
         let _ = conn;
     }

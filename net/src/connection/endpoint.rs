@@ -38,10 +38,11 @@ use crate::{Buffer, Connection};
 const MIN_ROOM: usize = 4096;
 
 pub(crate) struct Endpoint<T, H> {
+    /// `None` until the factory has made it. Declared, and so dropped, before the socket: a peer that
+    /// sees its connection closed finds all that the handler held given back.
+    handler: RefCell<Option<H>>,
     core: Core,
     transport: T,
-    /// `None` until the factory has made it.
-    handler: RefCell<Option<H>>,
 }
 
 impl<T: Transport, H: Handler> Endpoint<T, H> {
@@ -54,7 +55,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         make_handler: impl FnOnce(&Connection<'_>) -> H,
     ) -> io::Result<Rc<Endpoint<T, H>>> {
         let core = Core::new(socket, peer, context.clone());
-        let endpoint = Rc::new(Endpoint { core, transport, handler: RefCell::new(None) });
+        let endpoint = Rc::new(Endpoint { handler: RefCell::new(None), core, transport });
         let token = event_loop.register(Channel::from_source(endpoint.clone(), Interest::READ))?;
         endpoint.core.settle_in(token, context.registry.insert(endpoint.clone()));
         context.opened();
@@ -151,7 +152,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         Some(input)
     }
 
-    /// One receive for nobody: the program has refused what comes, and waits for its end. False if
+    /// One receive for nobody: the program wants nothing more, and waits for the end. False if
     /// reading is not wanted at all.
     #[cold]
     #[inline(never)]

@@ -158,6 +158,15 @@ impl<'l> Connection<'l> {
         self.in_order(Operation::Shutdown);
     }
 
+    /// Finishes like [`shutdown`](Connection::shutdown), and wants to hear nothing more: what
+    /// `on_message` has left and what still comes is thrown away. For who has said all there is to
+    /// say. (To close with unread input, and be it a line nobody needs, makes the kernel send a
+    /// reset, at which the peer may lose what we sent.)
+    pub fn finish(&self) {
+        self.core.state.borrow_mut().ignore_input(&self.core.context.lender);
+        self.shutdown();
+    }
+
     /// Refuses what the peer sent: nothing more is delivered, neither the rest of `input` nor what
     /// still comes, and after this callback the connection finishes as by
     /// [`shutdown`](Connection::shutdown). So what has been sent, and what the callback still sends,
@@ -251,6 +260,14 @@ impl<'l> Connection<'l> {
         self.core.context.limits.input
     }
 
+    /// Whether what is sent now can leave: not after `shutdown` or `close`, or when sending has
+    /// failed. For who sends in [`on_write_complete`](crate::Handler::on_write_complete) as long as
+    /// there is somebody to send to.
+    #[must_use]
+    pub fn takes_output(&self) -> bool {
+        self.core.state.borrow().takes_output()
+    }
+
     /// Bytes that wait to be handed to the kernel, those on their way from handles included.
     #[must_use]
     pub fn pending_output(&self) -> usize {
@@ -272,6 +289,33 @@ impl<'l> Connection<'l> {
     /// Calls [`Handler::on_timer`](crate::Handler::on_timer) with `key` once `after` is over. A
     /// timer with the same key that is still armed is replaced. All timers of a connection end
     /// with it.
+    ///
+    /// ```
+    /// # use ruduo_net::{Buffer, Connection, Handler};
+    /// # use std::time::Duration;
+    /// # struct Session { loggedin: bool }
+    /// /// What the timers of a session are for.
+    /// const LOGIN: u64 = 0;
+    /// const PING: u64 = 1;
+    ///
+    /// # impl Handler for Session {
+    /// fn on_connect(&mut self, conn: &Connection) {
+    ///     conn.set_timer(LOGIN, Duration::from_secs(10));
+    ///     conn.set_timer(PING, Duration::from_secs(60));
+    /// }
+    ///
+    /// fn on_timer(&mut self, conn: &Connection, key: u64) {
+    ///     match key {
+    ///         LOGIN => conn.shutdown(),
+    ///         _ => {
+    ///             conn.send("ping\n");
+    ///             conn.set_timer(PING, Duration::from_secs(60));
+    ///         }
+    ///     }
+    /// }
+    /// # fn on_message(&mut self, conn: &Connection, input: &mut Buffer) {}
+    /// # }
+    /// ```
     pub fn set_timer(&self, key: u64, after: Duration) {
         self.core.set_timer(self.event_loop, key, after);
     }

@@ -56,7 +56,7 @@ bitflags! {
         const HUNG_UP = 1 << 12;
         /// The poller was told to wait for something else than input.
         const REWATCHED = 1 << 13;
-        /// The program has refused what the peer sent: what still comes is thrown away, also while
+        /// The program wants nothing more of the peer: what still comes is thrown away, also while
         /// reading is paused.
         const DEAF = 1 << 14;
         /// Its end is a reset: on purpose, or because the peer must not take what it got for
@@ -266,6 +266,11 @@ impl State {
         open
     }
 
+    /// Whether anything more can be queued.
+    pub(crate) fn takes_output(&self) -> bool {
+        !self.status.intersects(Status::NO_SEND)
+    }
+
     pub(crate) fn pending_output(&self) -> usize {
         self.output.len()
     }
@@ -348,12 +353,17 @@ impl State {
         self.status.insert(Status::FINISHING);
     }
 
-    /// The program refuses what the peer sent: nothing more is delivered, neither what is left nor
-    /// what still comes. The connection is to finish after the callback.
-    pub(crate) fn reject(&mut self, reason: CloseReason, lender: &Lender) {
+    /// Nothing more is delivered, neither what is left nor what still comes.
+    pub(crate) fn ignore_input(&mut self, lender: &Lender) {
         self.status.remove(Status::HELD);
-        self.status.insert(Status::DEAF | Status::TO_FINISH);
+        self.status.insert(Status::DEAF);
         lender.give_back(std::mem::take(&mut self.input));
+    }
+
+    /// The program refuses what the peer sent. The connection is to finish after the callback.
+    pub(crate) fn reject(&mut self, reason: CloseReason, lender: &Lender) {
+        self.ignore_input(lender);
+        self.status.insert(Status::TO_FINISH);
         self.store(reason);
     }
 

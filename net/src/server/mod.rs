@@ -79,25 +79,22 @@ pub struct TcpServer<'l, C = Unset> {
 /// All but the behaviour.
 #[derive(Clone)]
 struct Settings {
-    pool: PoolChoice,
-    name: String,
-    placement: Placement,
+    /// Instead of threads of its own, which the next three are about.
+    pool: Option<LoopPool>,
+    threads: usize,
+    name: Option<String>,
+    placement: Option<Placement>,
     max_connections: usize,
     limits: Limits,
-}
-
-#[derive(Clone)]
-enum PoolChoice {
-    Own { threads: usize },
-    Shared(LoopPool),
 }
 
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
-            pool: PoolChoice::Own { threads: 0 },
-            name: "ruduo".to_owned(),
-            placement: Placement::default(),
+            pool: None,
+            threads: 0,
+            name: None,
+            placement: None,
             max_connections: usize::MAX,
             limits: Limits::default(),
         }
@@ -191,36 +188,66 @@ impl<'l> TcpServer<'l> {
     }
 }
 
+impl Settings {
+    /// The loops that serve.
+    fn start_pool(&mut self, event_loop: &EventLoop) -> io::Result<LoopPool> {
+        let own = self.threads > 0 || self.name.is_some() || self.placement.is_some();
+        match self.pool.take() {
+            Some(_) if own => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "starting a server: threads, name and placement are those of threads of its own, \
+                 but it was given a pool",
+            )),
+            Some(pool) => Ok(pool),
+            None => LoopPool::builder(event_loop)
+                .threads(self.threads)
+                .name(self.name.as_deref().unwrap_or("ruduo"))
+                .placement(self.placement.unwrap_or_default())
+                .start(),
+        }
+    }
+}
+
+impl<'l, C> TcpServer<'l, C> {
+    /// The loop it was bound on, for timers and tasks that go with it.
+    #[must_use]
+    pub fn event_loop(&self) -> &'l EventLoop {
+        self.event_loop
+    }
+}
+
 /// # Settings
 impl<C> TcpServer<'_, C> {
     /// How many threads, each with a loop, serve the connections. With 0, the default, the loop
     /// the server was bound on does everything; otherwise it only accepts. The threads end with
     /// the server.
     pub fn threads(mut self, threads: usize) -> Self {
-        self.settings.pool = PoolChoice::Own { threads };
+        self.settings.threads = threads;
         self
     }
 
-    /// Serves the connections on a pool that others may use too, instead of own threads.
+    /// Serves the connections on a pool that others may use too. Threads of its own, their name and
+    /// placement cannot be had as well.
     pub fn pool(mut self, pool: &LoopPool) -> Self {
-        self.settings.pool = PoolChoice::Shared(pool.clone());
+        self.settings.pool = Some(pool.clone());
         self
     }
 
-    /// What own threads are called: this and a number.
+    /// What own threads are called: this and a number; "ruduo" by default.
     pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.settings.name = name.into();
+        self.settings.name = Some(name.into());
         self
     }
 
     /// How connections are placed on own threads; round robin by default.
     pub fn placement(mut self, placement: Placement) -> Self {
-        self.settings.placement = placement;
+        self.settings.placement = Some(placement);
         self
     }
 
     /// How many connections may be open at once. Those beyond are closed as soon as accepted,
-    /// and counted ([`ServerHandle::refused`]). No limit by default.
+    /// and counted ([`ServerHandle::refused`]). No limit by default. (To tell the refused why they
+    /// are, count in a handler, as the example `max_connection` does.)
     pub fn max_connections(mut self, max_connections: usize) -> Self {
         self.settings.max_connections = max_connections;
         self

@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use ruduo_reactor::{EventLoop, LoopHandle, LoopPool, Token};
 
+use super::Settings;
 use super::handle::{ServerHandle, Shared};
-use super::{PoolChoice, Settings};
 use crate::acceptor::{Acceptance, Acceptor};
 use crate::connection::CloseReason;
 use crate::connection::endpoint::Endpoint;
@@ -56,7 +56,7 @@ impl Servers {
 pub(super) fn start<P, F, H>(
     event_loop: &EventLoop,
     listener: OwnedFd,
-    settings: Settings,
+    mut settings: Settings,
     per_loop: P,
 ) -> io::Result<ServerHandle>
 where
@@ -64,17 +64,10 @@ where
     F: FnMut(&Connection<'_>) -> H + 'static,
     H: Handler,
 {
-    let Settings { pool, name, placement, max_connections, limits } = settings;
+    let Settings { max_connections, limits, .. } = settings;
     limits.check()?;
     let local_addr = listener::local_addr(&listener)?;
-    let pool = match pool {
-        PoolChoice::Shared(pool) => pool,
-        PoolChoice::Own { threads } => LoopPool::builder(event_loop)
-            .threads(threads)
-            .name(name)
-            .placement(placement)
-            .start()?,
-    };
+    let pool = settings.start_pool(event_loop)?;
     let counters: Vec<Arc<Counters>> = pool.loops().iter().map(|_| Arc::default()).collect();
     let shared = Arc::new(Shared::new(local_addr, event_loop.handle(), counters.clone()));
 

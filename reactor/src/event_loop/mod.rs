@@ -273,7 +273,7 @@ impl EventLoop {
 
     /// Calls `f` every `period`, first one period from now. It keeps its phase: a callback that
     /// comes late does not move the next ones, and ticks that were missed are skipped. A period
-    /// of zero means as often as possible, once a turn.
+    /// below 65.5 µs, zero too, means once in that time.
     pub fn run_every(&self, period: Duration, f: impl FnMut(&EventLoop) + 'static) -> TimerId {
         let period = nanos(period).max(1);
         let deadline = self.clock().saturating_add(period);
@@ -339,12 +339,14 @@ impl EventLoop {
     }
 
     /// The time at which this turn began to run callbacks: good enough for time stamps and
-    /// cheaper than the clock, which it reads at most once a turn.
+    /// cheaper than the clock, which it reads at most once a turn. Before the loop runs, it is the
+    /// time now.
     #[must_use]
     pub fn now(&self) -> Instant {
         self.now.get().unwrap_or_else(|| {
             let now = Instant::now();
-            self.now.set(Some(now));
+            let in_a_turn = self.phase.get() == Phase::Running;
+            self.now.set(in_a_turn.then_some(now));
             now
         })
     }
