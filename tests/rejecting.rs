@@ -316,7 +316,8 @@ fn b33_what_the_peer_still_sends_is_thrown_away_and_it_gets_its_answers() {
 /// Nothing that the peer sends can make the output grow any more.
 #[test]
 fn b33_back_pressure_ends_with_a_refusal() {
-    const ANSWERS: usize = 32 * MIB;
+    // More than the kernel takes.
+    const ANSWERS: usize = 50 * MIB;
     alone!().run(|| {
         let sessions = refusing(|conn, input, error| {
             conn.send_buffer(&mut Buffer::from(pattern(ANSWERS)));
