@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use common::{eventually, pattern, read_n, read_to_end, within};
 use recorder::turns;
-use ruduo::{Buffer, Connection, ConnectionHandle, FrameCodec, LineCodec};
+use ruduo::{Buffer, Connection, ConnectionHandle, FrameCodec, LineCodec, TcpServer};
 use sessions::{Sessions, act, cuts};
 
 const MIB: usize = 1 << 20;
@@ -446,5 +446,39 @@ fn a_frame_encoded_once_reaches_several_connections() {
                 assert!(received.is_empty());
             }
         }
+    });
+}
+
+/// Two formats by default, in the least room that the usual read size allows.
+#[test]
+fn codecs_with_their_defaults_fit_into_the_smallest_input_limit() {
+    const LONGEST: usize = 65_528;
+    fn narrow(server: TcpServer<'_>) -> TcpServer<'_> {
+        server.input_limit(64 * 1024)
+    }
+    alone!().run(|| {
+        let sessions = Sessions::with(narrow, || {
+            let mut lines = LineCodec::crlf();
+            act(move |conn, input, tell| {
+                while let Some(line) = lines.decode(conn, input) {
+                    tell.message(line);
+                }
+            })
+        });
+        let line = LineCodec::crlf().encode(vec![b'x'; LONGEST]).unwrap().into_vec();
+        assert_eq!(sessions.talk(&[&line, &line]).messages, [(); 2].map(|()| "x".repeat(LONGEST)));
+
+        let sessions = Sessions::with(narrow, || {
+            act(|conn, input, tell| {
+                while let Some(frame) = FrameCodec::u64().decode(conn, input) {
+                    tell.message(frame);
+                }
+            })
+        });
+        let frame = frame(FrameCodec::u64(), &[b'x'; LONGEST]);
+        assert_eq!(
+            sessions.talk(&[&frame, &frame]).messages,
+            [(); 2].map(|()| "x".repeat(LONGEST))
+        );
     });
 }

@@ -50,6 +50,8 @@ mod traits;
 
 use std::mem;
 
+pub(crate) use self::search::find_crlf;
+
 /// A growing queue of bytes: written at the back, consumed at the front, with room to write a
 /// header in front of what is already there.
 ///
@@ -258,7 +260,8 @@ impl Buffer {
     }
 
     /// Consumes the first `n` readable bytes and lends them out, where they are; `None`, and nothing
-    /// happens, if there are fewer.
+    /// happens, if there are fewer. When none are left, the room they took is free again as soon as
+    /// somebody needs it.
     ///
     /// ```
     /// # use ruduo_net::Buffer;

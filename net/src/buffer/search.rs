@@ -41,13 +41,7 @@ impl Buffer {
     /// assert_eq!(input.find_crlf_from(resume), Some(4));
     /// ```
     pub fn find_crlf_from(&self, start: usize) -> Option<usize> {
-        let searched = self.readable().get(start..)?;
-        // For the `\n` and not for the pair: with one byte to look back at, there is nothing that
-        // a run of `\r` or of `\n` could make us read twice.
-        memchr_iter(b'\n', searched)
-            .filter_map(|newline| newline.checked_sub(1))
-            .find(|&before| searched[before] == b'\r')
-            .map(|offset| start + offset)
+        find_crlf(self.readable().get(start..)?).map(|offset| start + offset)
     }
 
     /// The offset of the first `'\n'`.
@@ -65,4 +59,13 @@ impl Buffer {
     pub fn find(&self, needle: &[u8]) -> Option<usize> {
         memmem::find(self.readable(), needle)
     }
+}
+
+/// The offset of the first `"\r\n"`.
+pub(crate) fn find_crlf(bytes: &[u8]) -> Option<usize> {
+    // For the `\n` and not for the pair: with one byte to look back at, there is nothing that a run
+    // of `\r` or of `\n` could make us read twice.
+    memchr_iter(b'\n', bytes)
+        .filter_map(|newline| newline.checked_sub(1))
+        .find(|&before| bytes[before] == b'\r')
 }

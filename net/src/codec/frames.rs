@@ -82,7 +82,7 @@ impl FrameCodec {
         self
     }
 
-    /// The most bytes a message may have, its length not included; 64 KiB by default. With the
+    /// The most bytes a message may have, its length not included; 65,528 by default. With the
     /// length it must fit into the connection's
     /// [`input_limit`](crate::TcpServer::input_limit).
     pub const fn max_len(mut self, bytes: usize) -> FrameCodec {

@@ -1,8 +1,9 @@
 //! Messages that are lines.
 
-use memchr::{memchr, memchr2, memmem};
+use memchr::{memchr, memchr2};
 
 use super::{DecodeError, EncodeError, Found, MAX_LEN, check_fits, next_message};
+use crate::buffer::find_crlf;
 use crate::{Buffer, Connection};
 
 /// Messages that are lines.
@@ -34,7 +35,7 @@ use crate::{Buffer, Connection};
 ///
 /// Each connection has one of its own. It remembers how much of an unfinished line it has searched
 /// already, so that a line which comes byte by byte is not searched from its beginning each time.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 #[must_use]
 pub struct LineCodec {
     end: End,
@@ -47,6 +48,19 @@ enum End {
     Lf,
     CrLf,
     LfOrCrLf,
+}
+
+impl End {
+    fn len(self) -> usize {
+        if self == End::Lf { 1 } else { 2 }
+    }
+}
+
+/// A clone is for another stream: it has not searched anything.
+impl Clone for LineCodec {
+    fn clone(&self) -> LineCodec {
+        LineCodec::ending_with(self.end).max_len(self.max_len)
+    }
 }
 
 /// The line that begins at this place of the stream has no end in so many bytes. The place tells
@@ -81,7 +95,7 @@ impl LineCodec {
         LineCodec { end, max_len: MAX_LEN, searched: Searched { start: 0, len: 0 } }
     }
 
-    /// The most bytes a line may have, its end not included; 64 KiB by default. With the end it
+    /// The most bytes a line may have, its end not included; 65,528 by default. With the end it
     /// must fit into the connection's [`input_limit`](crate::TcpServer::input_limit).
     pub const fn max_len(mut self, bytes: usize) -> LineCodec {
         self.max_len = bytes;
@@ -101,7 +115,7 @@ impl LineCodec {
     /// [`input_limit`](crate::TcpServer::input_limit). (The panic ends this connection.)
     #[track_caller]
     pub fn decode<'b>(&mut self, conn: &Connection<'_>, input: &'b mut Buffer) -> Option<&'b [u8]> {
-        check_fits(conn, self.max_len.saturating_add(2));
+        check_fits(conn, self.max_len.saturating_add(self.end.len()));
         let start = conn.bytes_received().saturating_sub(input.len() as u64);
         let searched = if self.searched.start == start { self.searched.len } else { 0 };
         next_message(conn, input, |bytes| {
@@ -112,7 +126,8 @@ impl LineCodec {
         })
     }
 
-    /// The next line in a buffer that belongs to no connection; `None` if its end has not come.
+    /// The next line in a buffer that belongs to no connection; `None` if its end has not come. An
+    /// unfinished line is searched from its beginning each time.
     ///
     /// # Errors
     /// If the line is too long. Nothing is consumed then.
@@ -152,7 +167,7 @@ impl LineCodec {
         let from = searched.saturating_sub(1).min(bytes.len());
         let found = match self.end {
             End::Lf => memchr(b'\n', &bytes[from..]).map(|at| (from + at, 1)),
-            End::CrLf => memmem::find(&bytes[from..], b"\r\n").map(|at| (from + at, 2)),
+            End::CrLf => find_crlf(&bytes[from..]).map(|at| (from + at, 2)),
             End::LfOrCrLf => {
                 memchr(b'\n', &bytes[from..]).map(|at| match (from + at).checked_sub(1) {
                     Some(before) if bytes[before] == b'\r' => (before, 2),

@@ -35,8 +35,9 @@ pub use self::frames::FrameCodec;
 pub use self::lines::LineCodec;
 use crate::{Buffer, Connection};
 
-/// The longest message unless the program says otherwise, in bytes.
-const MAX_LEN: usize = 64 * 1024;
+/// The longest message unless the program says otherwise, in bytes. With the eight bytes that the
+/// longest header has, it fits into the smallest input limit that goes with the usual read size.
+const MAX_LEN: usize = 64 * 1024 - 8;
 
 /// A whole message at the beginning of the input.
 #[derive(Clone, Debug, PartialEq, Eq)]

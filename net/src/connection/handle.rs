@@ -161,7 +161,8 @@ impl ConnectionHandle {
             Operation::Send(payload) => payload.weight(),
             _ => 0,
         };
-        if self.posted.weight().saturating_add(weight) > self.posted.limit {
+        // What weighs nothing is never too much: a close has to get through.
+        if weight > 0 && self.posted.weight().saturating_add(weight) > self.posted.limit {
             return Err(Refusal::Full);
         }
         let outstanding = Outstanding::new(&self.posted, weight);

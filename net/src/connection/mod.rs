@@ -159,23 +159,25 @@ impl<'l> Connection<'l> {
     }
 
     /// Finishes like [`shutdown`](Connection::shutdown), and wants to hear nothing more: what
-    /// `on_message` has left and what still comes is thrown away. For who has said all there is to
-    /// say. (To close with unread input, and be it a line nobody needs, makes the kernel send a
-    /// reset, at which the peer may lose what we sent.)
+    /// `on_message` has left and what still comes is thrown away, also while reading is paused, and
+    /// the peer's end of stream is not told. For who has said all there is to say. (To close with
+    /// unread input, and be it a line nobody needs, makes the kernel send a reset, at which the
+    /// peer may lose what we sent.)
     pub fn finish(&self) {
         self.core.state.borrow_mut().ignore_input(&self.core.context.lender);
         self.shutdown();
     }
 
-    /// Refuses what the peer sent: nothing more is delivered, neither the rest of `input` nor what
-    /// still comes, and after this callback the connection finishes as by
-    /// [`shutdown`](Connection::shutdown). So what has been sent, and what the callback still sends,
-    /// perhaps an error message, arrives. The connection closes with [`CloseReason::Rejected`].
+    /// Refuses what the peer sent: nothing more is delivered, neither the rest of `input`, nor what
+    /// still comes, nor the peer's end of stream, and after this callback the connection finishes
+    /// as by [`shutdown`](Connection::shutdown). So what has been sent, and what the callback still
+    /// sends, perhaps an error message, leaves first. The connection closes with
+    /// [`CloseReason::Rejected`].
     ///
-    /// For parsers, called in `on_message`, as codecs do. The offset in `error` counts from the first readable
-    /// byte of `input`; the close reason has it counted from the first byte of the stream. Elsewhere
-    /// there is no input at hand: with an empty buffer the offset counts from the first byte that
-    /// `on_message` has left.
+    /// For parsers, called in `on_message`, as codecs do. The offset in `error` counts from the
+    /// first readable byte of `input`; the close reason has it counted from the first byte of the
+    /// stream. Elsewhere there is no input at hand: with an empty buffer the offset counts from the
+    /// first byte that `on_message` has left.
     ///
     /// ```
     /// use ruduo_net::{Buffer, Connection, DecodeError};
@@ -245,8 +247,9 @@ impl<'l> Connection<'l> {
     }
 
     /// Whether to go on with the input at hand. False when reading is paused, by the program or
-    /// because more output waits than the high-water mark allows, and when the connection ends:
-    /// then leave the rest, and it comes again.
+    /// because more output waits than the high-water mark allows: then leave the rest, and it comes
+    /// again. False also after `close`, `reset`, `reject` and `finish`, when nothing comes again;
+    /// but not after `shutdown`, which goes on listening.
     #[must_use]
     pub fn wants_input(&self) -> bool {
         let posted = self.core.posted_bytes();

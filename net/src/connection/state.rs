@@ -165,7 +165,8 @@ impl State {
         self.status.contains(Status::EOF)
     }
 
-    /// True once, when the handler is to be told of the peer's end of stream.
+    /// True once, when the handler is to be told of the peer's end of stream. One that wanted
+    /// nothing more is not told: it might take what it has for everything.
     #[inline(never)]
     pub(crate) fn take_half_close(&mut self) -> bool {
         let due = self.is_eof()
@@ -173,7 +174,7 @@ impl State {
         if due {
             self.status.insert(Status::EOF_TOLD);
         }
-        due
+        due && !self.status.contains(Status::DEAF)
     }
 
     /// Whether to receive. What is thrown away is received in spite of any pause: no memory is to be

@@ -206,8 +206,9 @@ impl World {
 
     fn on_half_close(&mut self) {
         assert!(self.peer_finished && !self.half_closed, "not finished, or told before");
+        assert!(!self.deaf, "told although it wants to hear nothing");
         assert_eq!(self.received, self.peer_sent, "half-close before the last byte");
-        let rest = if self.deaf { 0 } else { self.received - self.consumed };
+        let rest = self.received - self.consumed;
         assert!(rest < self.program.message, "half-close before {rest} bytes of held input");
         self.half_closed = true;
         if self.program.shuts_down {
