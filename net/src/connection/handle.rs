@@ -36,6 +36,25 @@ pub enum SendError {
 /// Operations from one thread are carried out in order, and one that happens after another
 /// thread's comes after it. What they have no time to reach (the connection ends first) is
 /// dropped.
+///
+/// ```
+/// use ruduo_net::TcpServer;
+/// use ruduo_reactor::EventLoop;
+///
+/// let event_loop = EventLoop::new()?;
+/// TcpServer::bind(&event_loop, "127.0.0.1:0")?
+///     .on_message(|conn, input| {
+///         let (handle, question) = (conn.handle(), input.readable().to_vec());
+///         input.clear();
+///         std::thread::spawn(move || {
+///             // ... something slow, and then, if the peer is still there:
+///             handle.send(question.to_ascii_uppercase())?;
+///             handle.shutdown()
+///         });
+///     })
+///     .start()?;
+/// # std::io::Result::Ok(())
+/// ```
 #[derive(Clone)]
 pub struct ConnectionHandle {
     event_loop: LoopHandle,

@@ -117,7 +117,7 @@ impl<'l> Connection<'l> {
         }
     }
 
-    /// Sends bytes that other connections send too: what is large is not copied.
+    /// Sends bytes that other connections send too: what is large (4 KiB or more) is not copied.
     pub fn send_shared(&self, bytes: Arc<[u8]>) {
         self.queue(Outgoing::Shared(bytes));
     }

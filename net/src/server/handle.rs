@@ -13,6 +13,28 @@ use super::serving;
 use crate::context::Counters;
 
 /// Reaches a running server from any thread. Cheap to clone; dropping it changes nothing.
+///
+/// ```
+/// use ruduo_net::TcpServer;
+/// use ruduo_reactor::EventLoop;
+/// use std::time::Duration;
+///
+/// let event_loop = EventLoop::new()?;
+/// let server = TcpServer::bind(&event_loop, "127.0.0.1:0")?
+///     .on_message(|conn, input| conn.send_buffer(input))
+///     .start()?;
+///
+/// let event_loop_handle = event_loop.handle();
+/// std::thread::spawn(move || {
+///     println!("{} connections at {}", server.connections(), server.local_addr());
+///     server.stop(Duration::from_secs(5));
+///     server.wait()?;
+///     event_loop_handle.quit();
+///     std::io::Result::Ok(())
+/// });
+/// event_loop.run()?;
+/// # std::io::Result::Ok(())
+/// ```
 #[derive(Clone)]
 pub struct ServerHandle {
     pub(super) shared: Arc<Shared>,

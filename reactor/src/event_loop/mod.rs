@@ -274,6 +274,23 @@ impl EventLoop {
     /// Calls `f` every `period`, first one period from now. It keeps its phase: a callback that
     /// comes late does not move the next ones, and ticks that were missed are skipped. A period
     /// below 65.5 µs, zero too, means once in that time.
+    ///
+    /// ```
+    /// use ruduo_reactor::EventLoop;
+    /// use std::time::Duration;
+    ///
+    /// let event_loop = EventLoop::new()?;
+    /// let mut ticks = 0;
+    /// let tick = event_loop.run_every(Duration::from_millis(1), move |event_loop| {
+    ///     ticks += 1;
+    ///     if ticks == 3 {
+    ///         event_loop.quit();
+    ///     }
+    /// });
+    /// event_loop.run()?;
+    /// assert!(!event_loop.cancel(tick), "it has ended with its loop");
+    /// # std::io::Result::Ok(())
+    /// ```
     pub fn run_every(&self, period: Duration, f: impl FnMut(&EventLoop) + 'static) -> TimerId {
         let period = nanos(period).max(1);
         let deadline = self.clock().saturating_add(period);
@@ -302,6 +319,19 @@ impl EventLoop {
     /// Several functions can be set for one signal, on one loop of the process. Signals that come
     /// in quick succession may be seen as one, as the kernel itself does.
     ///
+    /// ```
+    /// use ruduo_reactor::{EventLoop, Signal};
+    ///
+    /// let event_loop = EventLoop::new()?;
+    /// event_loop.on_signal(Signal::SIGHUP, |event_loop, signal| {
+    ///     println!("{signal}: reading the configuration again");
+    ///     event_loop.quit();
+    /// })?;
+    /// event_loop.defer(|_| nix::sys::signal::raise(Signal::SIGHUP).unwrap_or_default());
+    /// event_loop.run()?;
+    /// # std::io::Result::Ok(())
+    /// ```
+    ///
     /// # Errors
     /// `AlreadyExists` if another loop of the process handles this signal, `InvalidInput` for
     /// signals that can't be caught (KILL, STOP).
@@ -325,6 +355,24 @@ impl EventLoop {
 
     /// The loop's own value of type `T`, made when it is first asked for and dropped with the
     /// loop: state that all users of a library on this loop share.
+    ///
+    /// ```
+    /// use ruduo_reactor::EventLoop;
+    /// use std::cell::Cell;
+    ///
+    /// #[derive(Default)]
+    /// struct Visitors(Cell<u32>);
+    ///
+    /// let event_loop = EventLoop::new()?;
+    /// for _ in 0..2 {
+    ///     event_loop.defer(|event_loop| event_loop.local::<Visitors>().0.update(|n| n + 1));
+    /// }
+    /// event_loop.defer(EventLoop::quit);
+    /// let visitors = event_loop.local::<Visitors>();
+    /// event_loop.run()?;
+    /// assert_eq!(visitors.0.get(), 2);
+    /// # std::io::Result::Ok(())
+    /// ```
     pub fn local<T: Default + 'static>(&self) -> Rc<T> {
         let find = || {
             let locals = self.locals.borrow();
