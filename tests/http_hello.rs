@@ -155,6 +155,21 @@ fn a_thousand_requests_in_one_write_are_answered_in_order() {
     });
 }
 
+#[test]
+fn answers_to_requests_that_came_together_leave_together() {
+    alone!().run(|| {
+        let server = serve(&[]);
+        let mut peer = server.connect();
+        for _ in 0..10 {
+            send(&peer, GET.repeat(20));
+            let mut answers = [0; 16_384];
+            // Loopback delivers in one piece what is sent in one.
+            let n = peer.read(&mut answers).unwrap();
+            assert_eq!(masked(&answers[..n]), HELLO.repeat(20));
+        }
+    });
+}
+
 /// Who asks without reading is not read from; who reads in the end gets every answer.
 #[test]
 fn a_client_that_reads_late_costs_little_memory_and_gets_everything() {
@@ -233,8 +248,8 @@ fn a_bad_request_gets_its_status_and_ends_the_connection_with_a_reason() {
                 "6: neither HTTP/1.0 nor HTTP/1.1",
             ),
             // An end in the middle.
-            (BAD, "GET / HT".into(), "8: the stream ends in the middle of a request"),
-            (BAD, with("Content-Length: 1"), "46: the stream ends in the middle of a request"),
+            (BAD, "GET / HT".into(), "8: the stream ends within a request"),
+            (BAD, with("Content-Length: 1"), "46: the stream ends within a request"),
         ];
         let server = serve_logging(&[]);
         let before = peak_memory(&server);

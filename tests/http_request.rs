@@ -61,6 +61,8 @@ fn limits_hold_to_the_byte() {
     let longest = head(MAX_HEAD);
     assert_eq!(parse_whole(&longest).unwrap().unwrap().head_len, MAX_HEAD);
     assert_eq!(parse_whole(&longest[..MAX_HEAD - 1]), Ok(None));
+    // Refused as soon as it cannot end in time.
+    assert_eq!(status(&head(MAX_HEAD + 1)[..MAX_HEAD]), "431");
     for piece in [1, 100, MAX_HEAD, 2 * MAX_HEAD] {
         let refusal = parse_in_pieces(head(MAX_HEAD + 1).as_bytes(), piece).unwrap_err();
         assert_eq!((&refusal.status[..3], refusal.error.offset()), ("431", MAX_HEAD as u64));

@@ -26,7 +26,9 @@ pub(crate) struct Hello {
 impl Hello {
     pub(crate) fn new() -> Hello {
         let text = [BEFORE_DATE, A_DATE, AFTER_DATE, END_OF_HEAD, BODY].concat().into_bytes();
-        Hello { text, valid_until: Instant::now() }
+        let mut hello = Hello { text, valid_until: Instant::now() };
+        hello.set_date(Instant::now());
+        hello
     }
 
     /// Sees to it that the date is right.
@@ -40,8 +42,9 @@ impl Hello {
     #[cold]
     fn set_date(&mut self, now: Instant) {
         let time = SystemTime::now();
+        // In its place in the text: all dates are of one length.
         let mut place = &mut self.text[BEFORE_DATE.len()..][..A_DATE.len()];
-        write!(place, "{}", HttpDate::from(time)).expect("dates are of one length");
+        write!(place, "{}", HttpDate::from(time)).expect("a date has 29 bytes");
         let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let in_this_second = Duration::from_nanos(since_epoch.subsec_nanos().into());
         self.valid_until = now + (Duration::from_secs(1) - in_this_second);
@@ -49,18 +52,18 @@ impl Hello {
 
     /// Sends the answer to `request`. It is the last one unless `keep_alive`.
     pub(crate) fn send(&self, conn: &Connection, request: &Request, keep_alive: bool) {
-        let body = if request.is_head { "" } else { BODY };
+        let without_body = self.text.len() - BODY.len();
+        let text = if request.is_head { &self.text[..without_body] } else { &self.text };
         let connection = match (keep_alive, request.minor_version) {
+            (true, 1) => return conn.send(text),
+            // HTTP/1.0 closes, unless it is told otherwise.
+            (true, _) => "Connection: keep-alive\r\n",
             (false, _) => "Connection: close\r\n",
-            // It closes, unless told otherwise.
-            (true, 0) => "Connection: keep-alive\r\n",
-            (true, _) => return conn.send(&self.text[..self.text.len() - BODY.len() + body.len()]),
         };
-        let head = self.text.len() - BODY.len();
-        conn.send(&self.text[..head - END_OF_HEAD.len()]);
+        let (fields, end) = text.split_at(without_body - END_OF_HEAD.len());
+        conn.send(fields);
         conn.send(connection);
-        conn.send(END_OF_HEAD);
-        conn.send(body);
+        conn.send(end);
     }
 
     /// The answer to a request that is refused: it has no body, and so suits a HEAD too.

@@ -71,11 +71,7 @@ impl Handler for Session {
         match self.phase {
             Phase::Idle | Phase::Closed => self.finish(conn),
             Phase::Head { .. } | Phase::Body { .. } => {
-                self.refuse_unfinished(
-                    conn,
-                    BAD_REQUEST,
-                    "the stream ends in the middle of a request",
-                );
+                self.refuse_unfinished(conn, BAD_REQUEST, "the stream ends within a request");
             }
         }
     }
