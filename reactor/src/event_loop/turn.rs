@@ -387,6 +387,7 @@ impl EventLoop {
     /// `after_panic` cleans up after it.
     fn each(&self, what: &str, step: impl Fn() -> bool, after_panic: impl Fn()) {
         while self.catch(&what, || while step() {}).is_err() {
+            self.lap(|| what.to_owned());
             after_panic();
         }
     }
