@@ -52,8 +52,6 @@ enum Phase {
     Head { searched: usize },
     /// So many bytes of the request's body have yet to come.
     Body { request: Request, left: u64 },
-    /// The last answer is given. What still comes is thrown away.
-    Closed,
 }
 
 impl Handler for Session {
@@ -69,7 +67,7 @@ impl Handler for Session {
 
     fn on_half_close(&mut self, conn: &Connection) {
         match self.phase {
-            Phase::Idle | Phase::Closed => self.finish(conn),
+            Phase::Idle => self.finish(conn),
             Phase::Head { .. } | Phase::Body { .. } => {
                 self.refuse_unfinished(conn, BAD_REQUEST, "the stream ends within a request");
             }
@@ -82,7 +80,7 @@ impl Handler for Session {
             return self.watch(conn);
         }
         match self.phase {
-            Phase::Idle | Phase::Closed => self.finish(conn),
+            Phase::Idle => self.finish(conn),
             Phase::Head { .. } | Phase::Body { .. } => {
                 self.refuse_unfinished(conn, REQUEST_TIMEOUT, "the request did not come in time");
             }
@@ -91,7 +89,7 @@ impl Handler for Session {
 
     fn on_stopping(&mut self, conn: &Connection) {
         match self.phase {
-            Phase::Idle | Phase::Closed => self.finish(conn),
+            Phase::Idle => self.finish(conn),
             Phase::Head { .. } | Phase::Body { .. } => self.stopping = true,
         }
     }
@@ -115,10 +113,6 @@ impl Session {
             }
             Phase::Head { searched } => self.read_head(conn, input, searched),
             Phase::Body { request, left } => self.skip_body(conn, input, request, left),
-            Phase::Closed => {
-                input.clear();
-                false
-            }
         }
     }
 
@@ -188,7 +182,7 @@ impl Session {
         hello.refresh(conn.event_loop().now());
         conn.send(hello.refusal(refusal.status));
         conn.reject(input, refusal.error);
-        self.phase = Phase::Closed;
+        self.phase = Phase::Idle;
     }
 
     /// Refuses what has come so far for what has not. The input that was left is thrown away with
@@ -198,10 +192,11 @@ impl Session {
         self.refuse(conn, &mut Buffer::new(), refusal);
     }
 
-    /// Ends the connection when the answers so far are sent.
+    /// Ends the connection when the answers so far are sent. What the client still sends is of no
+    /// interest.
     fn finish(&mut self, conn: &Connection) {
-        conn.shutdown();
-        self.phase = Phase::Closed;
+        conn.finish();
+        self.phase = Phase::Idle;
     }
 }
 
@@ -221,7 +216,7 @@ impl Session {
         let Deadlines { request, idle } = self.site.deadlines;
         match self.phase {
             Phase::Head { .. } | Phase::Body { .. } => self.since.checked_add(request),
-            Phase::Idle | Phase::Closed => self.since.checked_add(idle),
+            Phase::Idle => self.since.checked_add(idle),
         }
     }
 

@@ -57,7 +57,13 @@ impl Buffer {
 
     /// The offset of the first `needle`. An empty one is found at 0.
     pub fn find(&self, needle: &[u8]) -> Option<usize> {
-        memmem::find(self.readable(), needle)
+        self.find_from(0, needle)
+    }
+
+    /// The offset of the first `needle` that begins at `start` or later; `None` if `start` is beyond
+    /// the end. A search for `n` bytes is resumed `n - 1` bytes before the end of the one before.
+    pub fn find_from(&self, start: usize, needle: &[u8]) -> Option<usize> {
+        memmem::find(self.readable().get(start..)?, needle).map(|offset| start + offset)
     }
 }
 

@@ -192,9 +192,11 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     #[inline(always)]
     fn deliver(&self, handler: &mut H, conn: &Connection<'_>, mut input: Buffer) {
         handler.on_message(conn, &mut input);
-        // Nothing to keep if the buffer moved to the output.
-        if input.has_storage() {
+        if !input.is_empty() {
             self.keep_input(conn, input);
+        } else if input.has_storage() {
+            // Otherwise it moved to the output.
+            self.core.context.lender.give_back(input);
         }
     }
 

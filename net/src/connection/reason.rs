@@ -17,7 +17,8 @@ pub enum CloseReason {
     /// We shut down first, and the peer then closed. All bytes went both ways.
     ShutDown,
     /// The peer closed in the middle of a message: the handler waited for more of it and has not
-    /// consumed what is there.
+    /// consumed what is there. (A handler that consumes its messages piece by piece notices this
+    /// itself, in [`on_half_close`](crate::Handler::on_half_close).)
     Unfinished {
         /// How many bytes were left.
         left: usize,

@@ -381,7 +381,8 @@ impl<C: CanStart> TcpServer<'_, C> {
 /// # Starting, with state
 impl TcpServer<'_> {
     /// Starts accepting connections, with a handler made for each by `factory`, on the
-    /// connection's own loop.
+    /// connection's own loop. The factory may already use the connection, as
+    /// [`Handler::on_connect`] may, which comes next.
     ///
     /// ```no_run
     /// # use ruduo_net::{Buffer, Connection, Handler, TcpServer};

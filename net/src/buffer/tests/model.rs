@@ -231,6 +231,7 @@ proptest! {
         prop_assert_eq!(buffer.find_eol(), find_by_hand(&bytes, b"\n", 0));
         prop_assert_eq!(buffer.find_eol_from(start), find_by_hand(&bytes, b"\n", start));
         prop_assert_eq!(buffer.find(&needle), find_by_hand(&bytes, &needle, 0));
+        prop_assert_eq!(buffer.find_from(start, &needle), find_by_hand(&bytes, &needle, start));
     }
 }
 

@@ -281,7 +281,9 @@ impl World {
 
     fn deliver(&mut self, mut input: Buffer) {
         self.on_message(&mut input);
-        if input.has_storage() {
+        if input.is_empty() {
+            self.lender.give_back(input);
+        } else {
             self.state.keep_input(self.lender.trim(input), &LIMITS, 0);
         }
     }
