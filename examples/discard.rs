@@ -27,8 +27,7 @@ fn main() -> ExitCode {
     common::run(HELP, |arguments| {
         let (listen, threads) = common::listen_and_threads(arguments, 2009)?;
         let event_loop = EventLoop::new()?;
-        let server = TcpServer::bind(&event_loop, listen)?.threads(threads);
-        let server = discard::serve(&event_loop, server)?;
+        let server = discard::serve(TcpServer::bind(&event_loop, listen)?.threads(threads))?;
         server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
         println!("listening on {}", server.local_addr());
         Ok(event_loop.run()?)

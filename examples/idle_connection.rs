@@ -1,22 +1,21 @@
 //! An echo that closes connections on which nothing has come for a while.
 //!
-//! A message only stores a time stamp, and the loop has read that clock already if anybody needed
-//! it in this turn. One timer for each connection looks at the stamp now and then: if a message has
-//! come since it was armed, it waits for what is left of the time, counted from that message. So a
-//! connection costs one look in each idle time, however many messages it gets, plus the memory of a
-//! timer; to arm the timer anew for each message would cost every one of them that. And nobody is
-//! closed early: the time is over when the timer finds that it is.
+//! A message only stores the time, which the loop reads at most once a turn. A timer, one for each
+//! connection, looks at that stamp: if a message has come since, it is armed again for what is left
+//! of the time, counted from that message; if none has, the connection is shut down. So the price
+//! is a store for each message, and for each connection the memory of a timer and one look in each
+//! idle time. Arming the timer anew for each message would do as well, but then each would pay for
+//! that. And nobody is closed early, for the time is over when the timer finds that it is.
 //!
 //! Only what the peer sends counts. One that does not take its echo is not heard either, once more
 //! than the high-water mark waits for it, and so it is idle as well.
 
 mod common;
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use common::{Arguments, Long, Stop};
+use common::Long;
 use ruduo::{Buffer, Connection, EventLoop, Handler, TcpServer};
 
 const HELP: &str = "\
@@ -33,8 +32,17 @@ SIGINT (Ctrl-C) and SIGTERM stop it; connections then have 5 seconds to finish.
 RUST_LOG=debug tells of each connection.";
 
 fn main() -> ExitCode {
-    common::run(HELP, |arguments| {
-        let Options { listen, threads, idle } = options(arguments)?;
+    common::run(HELP, |mut arguments| {
+        let (mut listen, mut threads) = (common::loopback(2007), 0);
+        let mut idle = Duration::from_secs(10);
+        while let Some(argument) = arguments.next()? {
+            match argument {
+                Long("listen") => listen = arguments.value()?,
+                Long("threads") => threads = arguments.value()?,
+                Long("idle") => idle = seconds(arguments.value()?)?,
+                other => return Err(other.unexpected().into()),
+            }
+        }
         let event_loop = EventLoop::new()?;
         let server = TcpServer::bind(&event_loop, listen)?
             .threads(threads)
@@ -69,30 +77,10 @@ impl Handler for Session {
             conn.set_timer(LOOK, self.limit - idle);
         } else {
             log::info!("closing the connection of {}: idle for {idle:.1?}", conn.peer_addr());
-            // Not `close`: what was echoed still leaves.
+            // Not `close`: what waits to be sent still leaves.
             conn.shutdown();
         }
     }
-}
-
-struct Options {
-    listen: SocketAddr,
-    threads: usize,
-    idle: Duration,
-}
-
-fn options(mut arguments: Arguments) -> Result<Options, Stop> {
-    let mut options =
-        Options { listen: common::loopback(2007), threads: 0, idle: Duration::from_secs(10) };
-    while let Some(argument) = arguments.next()? {
-        match argument {
-            Long("listen") => options.listen = arguments.value()?,
-            Long("threads") => options.threads = arguments.value()?,
-            Long("idle") => options.idle = seconds(arguments.value()?)?,
-            other => return Err(other.unexpected().into()),
-        }
-    }
-    Ok(options)
 }
 
 fn seconds(number: f64) -> Result<Duration, lexopt::Error> {

@@ -2,25 +2,24 @@
 //!
 //! A place is a value. Taking one counts it, atomically, so that no two threads take the last one;
 //! dropping it gives it back. It lives in the handler of its connection and so cannot be forgotten,
-//! whichever way the connection ends, by a panic too.
+//! whichever way the connection ends, by a panic too. And the handler is dropped before the socket
+//! is closed: who sees another leave finds the place free.
 //!
-//! A refused peer has to be accepted before it can be told anything, and is a connection until it
-//! has heard: for as long as it takes to finish, or 5 seconds (`TcpServer::linger`). Closing at
-//! once would be cheaper, but if the peer has sent something by then it is unread, and closing with
-//! unread input makes the kernel send a reset, at which the peer's kernel may forget the line
-//! before anybody has read it. A server that need not say anything leaves the counting and the
-//! closing to `TcpServer::max_connections`.
+//! A refused peer has to be accepted before it can be told anything, and costs a connection until it
+//! has finished or 5 seconds are over (`TcpServer::linger`). Closing at once would be cheaper. But
+//! if the peer has sent something by then, it is unread, and closing with unread input makes the
+//! kernel send a reset, at which the peer's kernel may forget the line before anybody has read it.
+//! A server that need not say anything leaves counting and closing to `TcpServer::max_connections`.
 
 mod common;
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Arguments, Long, Stop};
-use ruduo::{Buffer, CloseReason, Connection, EventLoop, Handler, TcpServer};
+use common::Long;
+use ruduo::{Buffer, Connection, EventLoop, Handler, TcpServer};
 
 const HELP: &str = "\
 Echoes what it receives over TCP, for a limited number of connections at a time.
@@ -36,8 +35,16 @@ SIGINT (Ctrl-C) and SIGTERM stop it; connections then have 5 seconds to finish.
 RUST_LOG=debug tells of each connection.";
 
 fn main() -> ExitCode {
-    common::run(HELP, |arguments| {
-        let Options { listen, threads, max } = options(arguments)?;
+    common::run(HELP, |mut arguments| {
+        let (mut listen, mut threads, mut max) = (common::loopback(2007), 0, 5);
+        while let Some(argument) = arguments.next()? {
+            match argument {
+                Long("listen") => listen = arguments.value()?,
+                Long("threads") => threads = arguments.value()?,
+                Long("max") => max = arguments.value()?,
+                other => return Err(other.unexpected().into()),
+            }
+        }
         let event_loop = EventLoop::new()?;
         let taken = Arc::new(AtomicUsize::new(0));
         let server = TcpServer::bind(&event_loop, listen)?
@@ -80,39 +87,11 @@ impl Handler for Session {
         if self.place.is_none() {
             log::info!("refusing {}: all places are taken", conn.peer_addr());
             conn.send("all places are taken, try again later\r\n");
-            conn.shutdown();
+            conn.finish();
         }
     }
 
     fn on_message(&mut self, conn: &Connection, input: &mut Buffer) {
-        match self.place {
-            Some(_) => conn.send_buffer(input),
-            None => input.clear(),
-        }
+        conn.send_buffer(input);
     }
-
-    /// The handler would be dropped soon, but the socket is closed before it. Who has seen that
-    /// happen and comes again must find the place free.
-    fn on_close(&mut self, _: &Connection, _: &CloseReason) {
-        self.place = None;
-    }
-}
-
-struct Options {
-    listen: SocketAddr,
-    threads: usize,
-    max: usize,
-}
-
-fn options(mut arguments: Arguments) -> Result<Options, Stop> {
-    let mut options = Options { listen: common::loopback(2007), threads: 0, max: 5 };
-    while let Some(argument) = arguments.next()? {
-        match argument {
-            Long("listen") => options.listen = arguments.value()?,
-            Long("threads") => options.threads = arguments.value()?,
-            Long("max") => options.max = arguments.value()?,
-            other => return Err(other.unexpected().into()),
-        }
-    }
-    Ok(options)
 }

@@ -195,6 +195,7 @@ fn a_stop_ends_the_stream_at_the_end_of_a_line() {
             drop(reader);
             let log = chargen.ends_well().log;
             assert!(log.contains(": shut down"), "it was cut: {log}");
+            assert!(!log.contains("discarded"), "it went on sending: {log}");
         }
     });
 }

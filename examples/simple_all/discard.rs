@@ -3,11 +3,12 @@
 
 use std::io;
 
-use ruduo::{EventLoop, ServerHandle, TcpServer};
+use ruduo::{ServerHandle, TcpServer};
 
 use crate::throughput::log_throughput;
 
-pub(crate) fn serve(event_loop: &EventLoop, server: TcpServer<'_>) -> io::Result<ServerHandle> {
+pub(crate) fn serve(server: TcpServer<'_>) -> io::Result<ServerHandle> {
+    let event_loop = server.event_loop();
     let server = server.on_message(|_conn, input| input.clear()).start()?;
     let counted = server.clone();
     log_throughput(event_loop, "discard", move || counted.bytes_received());

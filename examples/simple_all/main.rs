@@ -1,20 +1,21 @@
 //! Five small services of the early Internet on one loop, or on the threads of one pool: echo
-//! (RFC 862), discard, daytime, chargen and time, each in a file of its own.
+//! (RFC 862) and four that have a file of their own.
 
-mod chargen;
 #[path = "../common/mod.rs"]
 mod common;
+
+mod chargen;
 mod daytime;
 mod discard;
 mod throughput;
 mod time;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use common::{Arguments, Long, Stop};
+use common::{Long, Stop};
 use ruduo::{EventLoop, LoopPool, ServerHandle, TcpServer};
 
 const HELP: &str = "\
@@ -32,61 +33,55 @@ Standard output gets a line for each service, in the order above: listening on A
 SIGINT (Ctrl-C) and SIGTERM stop it; connections then have 5 seconds to finish.
 RUST_LOG=debug tells of each connection.";
 
-/// The highest of the well-known ports.
-const TIME: u16 = 37;
+type Serve = fn(TcpServer<'_>) -> io::Result<ServerHandle>;
+
+/// Each with its well-known port, in the order of those.
+const SERVICES: [(&str, u16, Serve); 5] = [
+    ("echo", 7, echo),
+    ("discard", 9, discard::serve),
+    ("daytime", 13, daytime::serve),
+    ("chargen", 19, chargen::serve),
+    ("time", 37, time::serve),
+];
 
 fn main() -> ExitCode {
-    common::run(HELP, |arguments| {
-        let Options { ip, base_port, threads } = options(arguments)?;
-        let event_loop = EventLoop::new()?;
-        let pool = LoopPool::builder(&event_loop).threads(threads).start()?;
-        let bind = |well_known| {
-            let port = if base_port == 0 { 0 } else { base_port + well_known };
-            Ok::<_, io::Error>(TcpServer::bind(&event_loop, SocketAddr::new(ip, port))?.pool(&pool))
-        };
-        let services = [
-            ("echo", echo(bind(7)?)?),
-            ("discard", discard::serve(&event_loop, bind(9)?)?),
-            ("daytime", daytime::serve(bind(13)?)?),
-            ("chargen", chargen::serve(&event_loop, bind(19)?)?),
-            ("time", time::serve(bind(TIME)?)?),
-        ];
-        for (name, server) in services {
-            server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
-            log::info!("{name} on {}", server.local_addr());
-            println!("listening on {}", server.local_addr());
+    common::run(HELP, |mut arguments| {
+        let (mut ip, mut base_port, mut threads) = (IpAddr::from(Ipv4Addr::LOCALHOST), 2000, 0);
+        while let Some(argument) = arguments.next()? {
+            match argument {
+                Long("ip") => ip = arguments.value()?,
+                Long("base-port") => base_port = arguments.value()?,
+                Long("threads") => threads = arguments.value()?,
+                other => return Err(other.unexpected().into()),
+            }
         }
-        Ok(event_loop.run()?)
+        let [.., (_, highest, _)] = SERVICES;
+        if base_port > u16::MAX - highest {
+            let why = format!("--base-port {base_port} leaves no room for the ports above it");
+            return Err(Stop::Usage(why.into()));
+        }
+        Ok(serve(ip, base_port, threads)?)
     })
+}
+
+fn serve(ip: IpAddr, base_port: u16, threads: usize) -> io::Result<()> {
+    let event_loop = EventLoop::new()?;
+    let pool = LoopPool::builder(&event_loop).threads(threads).start()?;
+    let start = |(name, well_known, serve): (&'static str, u16, Serve)| {
+        let port = if base_port == 0 { 0 } else { base_port + well_known };
+        let server = TcpServer::bind(&event_loop, (ip, port))?.pool(&pool);
+        Ok((name, serve(server)?))
+    };
+    // All of them listen, or none is announced.
+    let services: Vec<_> = SERVICES.into_iter().map(start).collect::<io::Result<_>>()?;
+    for (name, server) in services {
+        server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
+        log::info!("{name} on {}", server.local_addr());
+        println!("listening on {}", server.local_addr());
+    }
+    event_loop.run()
 }
 
 fn echo(server: TcpServer<'_>) -> io::Result<ServerHandle> {
     server.on_message(|conn, input| conn.send_buffer(input)).start()
-}
-
-struct Options {
-    ip: IpAddr,
-    base_port: u16,
-    threads: usize,
-}
-
-fn options(mut arguments: Arguments) -> Result<Options, Stop> {
-    let mut options = Options { ip: Ipv4Addr::LOCALHOST.into(), base_port: 2000, threads: 0 };
-    while let Some(argument) = arguments.next()? {
-        match argument {
-            Long("ip") => options.ip = arguments.value()?,
-            Long("base-port") => options.base_port = base_port(arguments.value()?)?,
-            Long("threads") => options.threads = arguments.value()?,
-            other => return Err(other.unexpected().into()),
-        }
-    }
-    Ok(options)
-}
-
-fn base_port(port: u16) -> Result<u16, lexopt::Error> {
-    let highest = u16::MAX - TIME;
-    if port > highest {
-        return Err(format!("--base-port {port} leaves no room for the ports above it").into());
-    }
-    Ok(port)
 }
