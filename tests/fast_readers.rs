@@ -17,12 +17,12 @@ use std::thread;
 use common::{Running, eventually, pattern, read_n, serve, within};
 use ruduo::{Buffer, Connection, EventLoop, Handler, HandlerHandle, TcpServer};
 
-/// Echoes; and once it has been given food, sends that whenever all was sent.
+/// Echoes; and once it has been given a piece to send, sends it whenever all was sent.
 #[derive(Default)]
 struct Session {
-    food: Option<Arc<[u8]>>,
+    piece: Option<Arc<[u8]>>,
     /// The turns in which all was sent.
-    meals: Vec<u64>,
+    completed_in: Vec<u64>,
 }
 
 impl Handler for Session {
@@ -30,22 +30,22 @@ impl Handler for Session {
         conn.send_buffer(input);
     }
     fn on_write_complete(&mut self, conn: &Connection<'_>) {
-        if let Some(food) = &self.food {
-            self.meals.push(conn.event_loop().turns());
-            conn.send_shared(food.clone());
+        if let Some(piece) = &self.piece {
+            self.completed_in.push(conn.event_loop().turns());
+            conn.send_shared(piece.clone());
         }
     }
 }
 
 /// A server and the peer that is going to be fed.
-struct Table {
+struct Scene {
     server: Running,
     peer: TcpStream,
     session: HandlerHandle<Session>,
 }
 
-impl Table {
-    fn new() -> Table {
+impl Scene {
+    fn new() -> Scene {
         let (tell, connected) = channel();
         let server = serve(move |event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?.serve(move |conn| {
@@ -55,7 +55,7 @@ impl Table {
             })
         });
         let peer = server.connect();
-        Table { server, peer, session: within(&connected) }
+        Scene { server, peer, session: within(&connected) }
     }
 
     /// Calls `f` on the loop, as a callback of the fed connection.
@@ -68,10 +68,12 @@ impl Table {
         within(&told)
     }
 
-    fn feed(&self, food: Arc<[u8]>) {
+    /// Starts sending without end, in pieces that are large for the shim.
+    fn feed(&self) {
+        let piece: Arc<[u8]> = pattern(64 * 1024).into();
         self.call(|session, conn| {
-            conn.send_shared(food.clone());
-            session.food = Some(food);
+            conn.send_shared(piece.clone());
+            session.piece = Some(piece);
         });
     }
 
@@ -84,23 +86,18 @@ impl Table {
         }
     }
 
-    /// The most times that it was fed in one turn, of at least `least` times.
+    /// The most times that all was sent in one turn, of at least a thousand times.
     #[track_caller]
-    fn most_meals_a_turn(&self, least: usize) -> usize {
-        let meals = || self.call(|session, _| session.meals.clone());
-        eventually("it was fed often enough", || meals().len() >= least);
-        meals().chunk_by(|a, b| a == b).map(<[u64]>::len).max().unwrap()
+    fn most_completions_a_turn(&self) -> usize {
+        let turns = || self.call(|session, _| session.completed_in.clone());
+        eventually("all was sent often", || turns().len() >= 1_000);
+        turns().chunk_by(|a, b| a == b).map(<[u64]>::len).max().unwrap()
     }
-}
-
-/// Pieces that are large for the shim, which then takes them whole.
-fn food() -> Arc<[u8]> {
-    pattern(64 * 1024).into()
 }
 
 /// The most large calls that the loop makes in a turn, from now on: between two tasks of which
 /// each leaves the next.
-fn most_calls_a_turn(table: &Table) -> Arc<AtomicU64> {
+fn most_calls_a_turn(scene: &Scene) -> Arc<AtomicU64> {
     fn look(event_loop: &EventLoop, before: u64, most: Arc<AtomicU64>) {
         let calls = load(shim::number(c"fast_reader_calls"));
         most.fetch_max(calls - before, Ordering::Relaxed);
@@ -108,7 +105,7 @@ fn most_calls_a_turn(table: &Table) -> Arc<AtomicU64> {
     }
     let most = Arc::new(AtomicU64::new(0));
     let maximum = most.clone();
-    table.call(move |_, conn| look(conn.event_loop(), 0, maximum));
+    scene.call(move |_, conn| look(conn.event_loop(), 0, maximum));
     most
 }
 
@@ -119,11 +116,11 @@ fn load(number: &AtomicU64) -> u64 {
 #[test]
 fn b30_a_peer_that_is_fed_endlessly_takes_turns_with_the_others() {
     shim::run(alone!(), "fast_reader", || {
-        let table = Table::new();
-        let most = most_calls_a_turn(&table);
-        table.feed(food());
-        table.serve_another();
-        assert_eq!(table.most_meals_a_turn(1_000), 1);
+        let scene = Scene::new();
+        let most = most_calls_a_turn(&scene);
+        scene.feed();
+        scene.serve_another();
+        assert_eq!(scene.most_completions_a_turn(), 1);
         assert_eq!(load(&most), 1);
     });
 }
@@ -132,39 +129,39 @@ fn b30_a_peer_that_is_fed_endlessly_takes_turns_with_the_others() {
 #[test]
 fn b30_a_peer_that_is_fed_endlessly_and_asks_for_more_takes_turns_with_the_others() {
     shim::run(alone!(), "fast_reader", || {
-        let table = Table::new();
-        let most = most_calls_a_turn(&table);
-        table.feed(food());
-        let full = Arc::new(AtomicBool::new(false));
+        let scene = Scene::new();
+        let most = most_calls_a_turn(&scene);
+        scene.feed();
+        let done = Arc::new(AtomicBool::new(false));
         let asking = {
-            let (mut peer, full) = (table.peer.try_clone().unwrap(), full.clone());
+            let (mut peer, done) = (scene.peer.try_clone().unwrap(), done.clone());
             thread::spawn(move || {
-                while !full.load(Ordering::Relaxed) {
+                while !done.load(Ordering::Relaxed) {
                     peer.write_all(b"?").unwrap();
                 }
             })
         };
-        table.serve_another();
-        assert!(table.most_meals_a_turn(1_000) <= 2);
+        scene.serve_another();
+        assert!(scene.most_completions_a_turn() <= 2);
         assert!(load(&most) <= 2, "{} calls in a turn", load(&most));
-        full.store(true, Ordering::Relaxed);
+        done.store(true, Ordering::Relaxed);
         asking.join().unwrap();
     });
 }
 
-/// A real one. The kernel's buffer fills now and then, so that some meals begin with an event.
+/// A real one. The kernel's buffer fills now and then, so that some pieces begin with an event.
 #[test]
 fn b30_a_peer_that_reads_all_it_is_fed_takes_turns_with_the_others() {
     alone!().run(|| {
-        let table = Table::new();
+        let scene = Scene::new();
         let reader = {
-            let mut peer = table.peer.try_clone().unwrap();
+            let mut peer = scene.peer.try_clone().unwrap();
             thread::spawn(move || io::copy(&mut peer, &mut io::sink()))
         };
-        table.feed(food());
-        table.serve_another();
-        assert!(table.most_meals_a_turn(1_000) <= 2);
-        drop(table);
+        scene.feed();
+        scene.serve_another();
+        assert!(scene.most_completions_a_turn() <= 2);
+        drop(scene);
         // How it ends is not the matter here.
         let _ = reader.join().unwrap();
     });
@@ -181,13 +178,13 @@ fn b30_a_large_file_leaves_in_bounded_chunks() {
         fs::remove_file(path).unwrap();
         file.set_len(LEN).unwrap();
 
-        let table = Table::new();
-        let most = most_calls_a_turn(&table);
-        table.call(|_, conn| conn.send_file(file, 0, LEN));
-        table.serve_another();
+        let scene = Scene::new();
+        let most = most_calls_a_turn(&scene);
+        scene.call(|_, conn| conn.send_file(file, 0, LEN));
+        scene.serve_another();
         assert_eq!(load(&most), 1);
         assert!(load(shim::number(c"fast_reader_most")) <= LARGE_CHUNK);
-        assert!(table.call(|_, conn| conn.pending_output()) > 0, "it was not so large");
+        assert!(scene.call(|_, conn| conn.pending_output()) > 0, "it was not so large");
     });
 }
 
@@ -215,12 +212,12 @@ fn b30_a_large_buffer_leaves_in_bounded_pieces() {
 fn b30_a_long_queue_leaves_a_call_at_a_time() {
     const PIECES: usize = 2_000;
     shim::run(alone!(), "fast_reader", || {
-        let table = Table::new();
-        let most = most_calls_a_turn(&table);
+        let scene = Scene::new();
+        let most = most_calls_a_turn(&scene);
         let piece: Arc<[u8]> = pattern(5_000).into();
-        table.call(move |_, conn| (0..PIECES).for_each(|_| conn.send_shared(piece.clone())));
-        table.serve_another();
-        eventually("all is sent", || table.call(|_, conn| conn.pending_output()) == 0);
+        scene.call(move |_, conn| (0..PIECES).for_each(|_| conn.send_shared(piece.clone())));
+        scene.serve_another();
+        eventually("all is sent", || scene.call(|_, conn| conn.pending_output()) == 0);
         assert_eq!(load(&most), 1);
         assert!(load(shim::number(c"fast_reader_calls")) > 100, "it was no long queue");
     });
