@@ -202,20 +202,27 @@ fn members_may_come_and_go_meanwhile() {
     });
 }
 
+/// Talks to one who does not listen until that one is cut. The speaker hears it too. Returns how
+/// many messages that took.
+fn cut_by_talking(room: &Program, speaker: &Ear) -> u64 {
+    // More than the kernel's buffers and the backlog hold.
+    let text = [b'x'; 4000];
+    for said in 0..100_000 {
+        if room.open_sockets() < 3 {
+            return said;
+        }
+        speaker.say(&text);
+        assert!(speaker.is_told(said + 1));
+    }
+    panic!("it is not cut");
+}
+
 #[test]
 fn a_member_who_does_not_listen_is_cut_and_the_others_go_on() {
     alone!().run(|| {
         let room = Program::serve("chat", &["--threads", "2"]);
         let (speaker, deaf) = (Ear::join(&room), Ear::join(&room));
-        let text = [b'x'; 4000];
-        // More than the kernel's buffers and the backlog hold; the speaker hears it too.
-        let mut said = 0;
-        while room.open_sockets() == 3 {
-            assert!(said < 100_000, "it is not cut");
-            speaker.say(&text);
-            said += 1;
-            assert!(speaker.is_told(said));
-        }
+        let said = cut_by_talking(&room, &speaker);
         // What it had received before is still there, and then the end.
         let _ = read_to_end(&deaf.stream);
         speaker.say(b"still here");
@@ -271,11 +278,48 @@ fn a_member_at_a_terminal_is_heard_before_it_leaves() {
         assert_eq!(own.last().unwrap(), "heard by everybody: 3");
         assert_eq!(speaker.wait().code, Some(0));
 
-        let ended = listener.ends_well_on(Signal::SIGINT);
-        assert!(ended.log.contains("left the room: shut down"), "{}", ended.log);
+        listener.ends_well_on(Signal::SIGINT);
         let last = join(&room);
         room.ends_well_on(Signal::SIGTERM);
         assert_eq!(last.wait().code, Some(0), "the room closes");
+    });
+}
+
+#[test]
+fn a_member_with_much_to_say_is_heard_to_the_last_line() {
+    const LINES: usize = 30_000;
+    alone!().run(|| {
+        let room = Program::serve("chat", &["--threads", "2"]);
+        let mut speaker = join(&room);
+        let text: String = (0..LINES).map(|i| format!("line {i} {}\n", "x".repeat(90))).collect();
+        speaker.stdin().write_all(text.as_bytes()).unwrap();
+        speaker.close_stdin();
+        let lines: Vec<_> = speaker.lines.iter().collect();
+        let heard = lines.iter().filter(|line| line.starts_with("1: line "));
+        assert!(heard.zip(0..).all(|(line, i)| line.starts_with(&format!("1: line {i} "))));
+        assert_eq!(lines.last().unwrap(), &format!("heard by everybody: {LINES}"));
+        assert_eq!(lines.len(), 2 * LINES);
+        assert_eq!(speaker.wait().code, Some(0));
+    });
+}
+
+#[test]
+fn a_member_that_is_cut_says_so() {
+    alone!().run(|| {
+        let room = Program::serve("chat", &["--threads", "2"]);
+        let (member, speaker) = (join(&room), Ear::join(&room));
+        member.signal(Signal::SIGSTOP);
+        cut_by_talking(&room, &speaker);
+        member.signal(Signal::SIGCONT);
+        let ended = member.wait();
+        assert_eq!(ended.code, Some(1), "{}", ended.log);
+        let lines: Vec<_> = ended.log.lines().collect();
+        assert!(
+            matches!(lines[..], [line] if line.contains("thrown out of the room")),
+            "{lines:?}"
+        );
+        drop(speaker);
+        room.ends_well_on(Signal::SIGTERM);
     });
 }
 

@@ -4,8 +4,10 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::io::{self, Write};
 use std::net::Shutdown;
+use std::rc::Rc;
 use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
@@ -164,6 +166,38 @@ fn blames_the_callback(which: &'static str) -> bool {
     let culprit = format!("{which} of connection #");
     let whose = format!("to {} {SLOW_CALLBACK} test-loop", peer.local_addr().unwrap());
     lines()[before..].first().is_some_and(|line| line.contains(&culprit) && line.contains(&whose))
+}
+
+/// Neither the life of a loop before it ends, nor the time of what a callback calls, is that of the
+/// callback.
+#[test]
+fn b54_nobody_is_blamed_for_the_time_of_others() {
+    alone!().expect_log(SLOW_CALLBACK).run(|| {
+        some_attempt("its loop's life", || {
+            let unwatched = Duration::from_secs(1000);
+            let unused = EventLoop::builder().slow_callback(unwatched).build().unwrap();
+            block();
+            let lag = Rc::new(Cell::new(Duration::MAX));
+            let seen = lag.clone();
+            unused.defer(|_| {});
+            unused.defer(move |event_loop| seen.set(event_loop.lag()));
+            drop(unused);
+            lag.get() < 2 * THRESHOLD
+        });
+        some_attempt("what is inside", || {
+            let inside = EventLoop::builder().slow_callback(THRESHOLD).build().unwrap();
+            inside.defer(|event_loop| {
+                let _ =
+                    event_loop.isolate("the middle", || event_loop.isolate("the innermost", block));
+                event_loop.quit();
+            });
+            let before = lines().len();
+            inside.run().unwrap();
+            let lines = lines().split_off(before);
+            drop(inside);
+            lines.len() == 1 && lines[0].contains("the innermost kept")
+        });
+    });
 }
 
 #[test]

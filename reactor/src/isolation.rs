@@ -39,9 +39,9 @@ impl EventLoop {
     /// [`Panicked`] if it panicked.
     pub fn isolate<R>(&self, what: impl Display, f: impl FnOnce() -> R) -> Result<R, Panicked> {
         let Some(watch) = self.watch() else { return self.catch(&what, f) };
-        let outer = watch.begin();
+        let inner = watch.begin_inner();
         let outcome = self.catch(&what, f);
-        watch.end_inner(outer, || what.to_string());
+        watch.end_inner(inner, || what.to_string());
         outcome
     }
 

@@ -21,6 +21,12 @@ pub(crate) struct Watch {
     unreported: Cell<u64>,
 }
 
+/// When a callback inside another one began, and the other one.
+pub(crate) struct Inner {
+    began: Instant,
+    outer: Instant,
+}
+
 impl Watch {
     /// `None` if no callback is ever slow enough.
     pub(crate) fn new(threshold: Duration) -> Option<Watch> {
@@ -35,17 +41,23 @@ impl Watch {
 
     // Cold, here and below: a loop that is not watched should not make room for this.
 
-    /// A callback begins: after a wait, or inside another one, whose beginning is returned.
+    /// A callback begins after a wait.
     #[cold]
     #[inline(never)]
-    pub(crate) fn begin(&self) -> Instant {
-        self.since.replace(Instant::now())
+    pub(crate) fn begin(&self) {
+        self.since.set(Instant::now());
+    }
+
+    /// A callback begins inside another one.
+    pub(crate) fn begin_inner(&self) -> Inner {
+        let began = Instant::now();
+        Inner { began, outer: self.since.replace(began) }
     }
 
     /// A callback has returned, and the next one begins.
     #[cold]
     #[inline(never)]
-    pub(crate) fn lap(&self, what: impl FnOnce() -> String) -> Duration {
+    pub(crate) fn lap(&self, what: impl FnOnce() -> String) {
         let now = Instant::now();
         let took = now.duration_since(self.since.replace(now));
         if took > self.longest.get() {
@@ -54,13 +66,13 @@ impl Watch {
         if took >= self.threshold {
             self.report(what, took, now);
         }
-        took
     }
 
-    /// A callback inside another one has returned. Its time is not the other one's.
-    pub(crate) fn end_inner(&self, outer: Instant, what: impl FnOnce() -> String) {
-        let took = self.lap(what);
-        self.since.set(outer + took);
+    /// A callback inside another one has returned. Its time, and that of others inside it, is not
+    /// the other one's.
+    pub(crate) fn end_inner(&self, inner: Inner, what: impl FnOnce() -> String) {
+        self.lap(what);
+        self.since.set(inner.outer + (self.since.get() - inner.began));
     }
 
     #[cold]

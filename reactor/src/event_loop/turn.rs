@@ -399,6 +399,9 @@ impl EventLoop {
         }
         // Also of a loop that never ran, so that the last tasks cannot run it.
         self.phase.set(Phase::Running);
+        if let Some(watch) = &self.watch {
+            watch.begin();
+        }
         // From here on posts are refused; what was accepted runs.
         let last = self.handle.shared().close();
         self.tasks.borrow_mut().extend(last.into_iter().map(|task| task as super::LocalTask));
