@@ -371,3 +371,30 @@ fn b30_sending_on_write_complete_takes_turns_with_the_others() {
         assert!(turns.is_sorted_by(|a, b| a < b), "twice in a turn: {turns:?}");
     });
 }
+
+/// What was accepted before a loop ends is run in pieces, with the end of a turn between: a peer
+/// that does not read is noticed when it should be, not when everything has been queued for it.
+#[test]
+fn b27_the_last_tasks_of_a_loop_are_under_back_pressure_too() {
+    const TASKS: usize = 300_000;
+    const LEN: usize = 1_000;
+    alone!().run(|| {
+        let (this, _peer) = recorded(|server| server.output_limit(1 << 30));
+        let event_loop = this.conn.event_loop().clone();
+        let conn = this.conn.clone();
+        let last_words: Arc<[u8]> = pattern(LEN).into();
+        event_loop
+            .post(move |event_loop| {
+                event_loop.quit();
+                for _ in 0..TASKS {
+                    let (conn, last_words) = (conn.clone(), last_words.clone());
+                    event_loop.defer(move |_| conn.send_shared(last_words).unwrap());
+                }
+            })
+            .unwrap();
+        let Told::HighWater(pending) = within(&this.told) else { panic!("no high water") };
+        // The kernel has to be full first, which takes a few turns.
+        assert!(pending < TASKS * LEN / 2, "{pending} bytes before anybody looked");
+        assert_eq!(within(&this.told), Told::Closed("LoopEnded".to_owned()));
+    });
+}

@@ -193,15 +193,15 @@ fn b30_a_large_buffer_leaves_in_bounded_pieces() {
     const LEN: usize = 48 << 20;
     const LARGE_PIECE: u64 = 4 << 20;
     shim::run(alone!(), "fast_reader", || {
-        let table = Table::new();
-        let most = most_calls_a_turn(&table);
+        let scene = Scene::new();
+        let most = most_calls_a_turn(&scene);
         for shared in [true, false] {
-            table.call(move |_, conn| match shared {
+            scene.call(move |_, conn| match shared {
                 true => conn.send_shared(vec![0; LEN].into()),
                 false => conn.send(vec![0; LEN]),
             });
-            table.serve_another();
-            eventually("all is sent", || table.call(|_, conn| conn.pending_output()) == 0);
+            scene.serve_another();
+            eventually("all is sent", || scene.call(|_, conn| conn.pending_output()) == 0);
         }
         assert_eq!(load(&most), 1);
         assert!(load(shim::number(c"fast_reader_most")) <= LARGE_PIECE);

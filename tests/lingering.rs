@@ -5,7 +5,7 @@
 mod common;
 mod scene;
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -92,6 +92,55 @@ fn b39_a_peer_that_takes_what_is_pending_slowly_is_not_cut() {
         }
         eprintln!("SKIPPED: this machine is too busy for a steady reader");
     });
+}
+
+/// After our end of the stream a peer may take its time for its own, as long as it says something.
+#[test]
+fn b39_a_peer_that_goes_on_sending_is_not_cut_if_somebody_listens() {
+    let linger = Duration::from_secs(1);
+    let listens: Act = |conn, input| {
+        input.clear();
+        conn.shutdown();
+    };
+    alone!().run(|| {
+        for _ in 0..5 {
+            let scene = Scene::with(listens, |server| server.linger(Duration::from_secs(1)));
+            let (peer, _) = scene.connect();
+            let longest_pause = write_slowly(&peer, 3 * linger);
+            drop(peer);
+            if longest_pause < linger / 2 {
+                scene.assert_closes("shut down");
+                return;
+            }
+        }
+        eprintln!("SKIPPED: this machine is too busy for a steady writer");
+    });
+}
+
+#[test]
+fn b39_a_peer_that_goes_on_sending_is_cut_if_nobody_listens() {
+    alone!().run(|| {
+        let scene = Scene::with(|conn, _| conn.finish(), |server| server.linger(LINGER));
+        let (peer, _) = scene.connect();
+        let start = Instant::now();
+        let writer = thread::spawn(move || write_slowly(&peer, Duration::from_secs(3)));
+        scene.assert_closes("did not finish in time");
+        assert!(start.elapsed() >= LINGER);
+        writer.join().unwrap();
+    });
+}
+
+/// Writes a byte now and then, until the time is over or nobody is there any more. Returns the
+/// longest time between two.
+fn write_slowly(mut peer: &TcpStream, time: Duration) -> Duration {
+    let start = Instant::now();
+    let (mut last, mut longest_pause) = (start, Duration::ZERO);
+    while start.elapsed() < time && peer.write_all(b"x").is_ok() {
+        longest_pause = longest_pause.max(last.elapsed());
+        last = Instant::now();
+        thread::sleep(time / 100);
+    }
+    longest_pause
 }
 
 /// Reads everything in small pieces that are spread over the time. Returns how much there was,

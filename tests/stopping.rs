@@ -455,3 +455,33 @@ fn stopping_on_signals_belongs_to_the_loop_of_the_server() {
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     });
 }
+
+/// A loop that was busy when it was told has that much less time.
+#[test]
+fn the_deadline_counts_from_the_call() {
+    alone!().run(|| {
+        let (running, callbacks) = serve_stubborn(0);
+        let peer = running.connect();
+        assert_echoes(&peer);
+        let (busy, is_busy) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let (tell, told) = mpsc::channel();
+        running
+            .event_loop()
+            .post(move |event_loop| {
+                busy.send(()).unwrap();
+                within(&released);
+                event_loop.run_after(Duration::from_secs(1), move |_| tell.send(()).unwrap());
+            })
+            .unwrap();
+        within(&is_busy);
+        let (start, deadline) = (Instant::now(), Duration::from_secs(2));
+        running.server.stop(deadline);
+        eventually("the deadline passes", || start.elapsed() > deadline);
+        release.send(()).unwrap();
+        assert_eq!(within(&callbacks).0, "stopping");
+        assert_eq!(within(&callbacks).0, "cut at the server's stop deadline");
+        assert!(told.try_recv().is_err(), "a timer of a second came first");
+        within(&told);
+    });
+}

@@ -22,7 +22,7 @@ use crate::protocol::{EVENTS, Event, TEXTS};
 /// Messages that have been sent and not yet heard by everybody.
 const WINDOW: usize = 16;
 
-/// Allows one message.
+/// Allows one message; comes back when that is heard.
 struct Permit;
 
 pub(crate) fn join(room: SocketAddr) -> io::Result<()> {
@@ -47,7 +47,7 @@ pub(crate) fn join(room: SocketAddr) -> io::Result<()> {
     failure.map_or(Ok(()), |why| Err(io::Error::other(format!("thrown out of the room: {why}"))))
 }
 
-/// Sends what is typed, and leaves at its end.
+/// Sends what is typed, and leaves at its end, when all of it has been heard.
 fn speak(connection: &ConnectionHandle, permitted: &Receiver<Permit>) {
     for line in io::stdin().lock().split(b'\n') {
         match line.map(|line| TEXTS.encode(line)) {
@@ -64,7 +64,11 @@ fn speak(connection: &ConnectionHandle, permitted: &Receiver<Permit>) {
             }
         }
     }
-    let _ = connection.shutdown();
+    // All permits at once: nothing is on its way any more.
+    let all_heard = (0..WINDOW).all(|_| permitted.recv().is_ok());
+    if all_heard {
+        let _ = connection.shutdown();
+    }
 }
 
 /// A text comes from strangers, so it gets no control over the terminal.

@@ -187,6 +187,11 @@ impl Handler for Session {
         conn.close();
     }
 
+    /// What members still say is not heard by all any more.
+    fn on_stopping(&mut self, conn: &Connection) {
+        conn.finish();
+    }
+
     fn on_close(&mut self, _conn: &Connection, reason: &CloseReason) {
         self.table.members.borrow_mut().remove(&self.number);
         let heard = self.member.heard.get();

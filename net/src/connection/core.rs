@@ -53,8 +53,8 @@ struct Timers {
 #[derive(Clone, Copy)]
 struct Linger {
     timer: TimerId,
-    /// Bytes sent when it was armed: as long as output moves, the peer is alive.
-    sent: u64,
+    /// How far it was when this was armed: as long as bytes move, the peer is not done.
+    progress: u64,
     fin_sent: bool,
 }
 
@@ -273,13 +273,11 @@ impl Core {
         Some(of_program.swap_remove(index).1)
     }
 
-    /// Sees to it that the peer cannot keep us waiting for ever. The deadline counts from our
-    /// FIN; before that, while output is still pending, from the last progress.
+    /// Sees to it that the peer cannot keep us waiting for ever. The deadline counts from the last
+    /// progress: of what we send until our FIN, and then of what the peer sends, if anybody wants
+    /// that.
     pub(super) fn arm_linger(&self, event_loop: &EventLoop) {
-        let (sent, fin_sent) = {
-            let state = self.state.borrow();
-            (state.bytes_sent(), state.is_fin_sent())
-        };
+        let (progress, fin_sent) = self.linger_progress();
         let mut timers = self.timers.borrow_mut();
         let linger = &mut timers.get_or_insert_default().linger;
         match linger {
@@ -295,16 +293,25 @@ impl Core {
                 resident.core().linger_expired(event_loop);
             }
         });
-        *linger = Some(Linger { timer, sent, fin_sent });
+        *linger = Some(Linger { timer, progress, fin_sent });
+    }
+
+    fn linger_progress(&self) -> (u64, bool) {
+        let state = self.state.borrow();
+        let fin_sent = state.is_fin_sent();
+        let progress = match fin_sent {
+            false => state.bytes_sent(),
+            true if state.is_deaf() => 0,
+            true => self.received.get(),
+        };
+        (progress, fin_sent)
     }
 
     fn linger_expired(&self, event_loop: &EventLoop) {
         let linger = self.timers.borrow_mut().as_mut().and_then(|timers| timers.linger.take());
-        let state = self.state.borrow();
-        let lingers = state.lingers();
+        let lingers = self.state.borrow().lingers();
         let progress =
-            linger.is_some_and(|armed| !armed.fin_sent && armed.sent != state.bytes_sent());
-        drop(state);
+            linger.is_some_and(|armed| (armed.progress, armed.fin_sent) != self.linger_progress());
         match (lingers, progress) {
             (false, _) => {}
             (true, true) => self.arm_linger(event_loop),

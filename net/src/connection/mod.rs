@@ -152,8 +152,8 @@ impl<'l> Connection<'l> {
     }
 
     /// Finishes: sends what is queued, then the end of our stream (FIN), goes on delivering what
-    /// the peer sends until it finishes too, and closes. A peer that does not is cut at the
-    /// linger deadline. What is sent after this is dropped.
+    /// the peer sends until it finishes too, and closes. A peer that does nothing for the time
+    /// of [`linger`](crate::TcpServer::linger) is cut. What is sent after this is dropped.
     pub fn shutdown(&self) {
         self.in_order(Operation::Shutdown);
     }

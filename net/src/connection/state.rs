@@ -119,9 +119,14 @@ impl State {
         (!self.status.intersects(Status::NO_DELIVERY)).then(|| self.take_input())
     }
 
+    /// Whether what the peer sends is thrown away.
+    pub(crate) fn is_deaf(&self) -> bool {
+        self.status.contains(Status::DEAF)
+    }
+
     /// Whether to receive only in order to come to the end of the stream.
     pub(crate) fn wants_to_discard(&self) -> bool {
-        self.status.contains(Status::DEAF) && self.wants_read()
+        self.is_deaf() && self.wants_read()
     }
 
     fn take_input(&mut self) -> Buffer {

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ruduo_reactor::{EventLoop, LoopHandle};
 
@@ -83,6 +83,9 @@ impl Shared {
     }
 }
 
+/// Later than anybody waits for.
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
 impl ServerHandle {
     /// Where the server listens: the real port, also after binding port 0.
     #[must_use]
@@ -98,6 +101,9 @@ impl ServerHandle {
     /// which the earliest counts: `Duration::ZERO` cuts now. The event loop goes on.
     pub fn stop(&self, deadline: Duration) {
         let id = self.shared.id;
+        // From now on, and not from when a busy loop hears of it.
+        let now = Instant::now();
+        let deadline = now.checked_add(deadline).unwrap_or_else(|| now + CENTURY);
         // A loop that has ended has ended its servers.
         let _ = self.shared.base.post(move |event_loop| serving::stop(event_loop, id, deadline));
     }

@@ -282,8 +282,9 @@ impl<C> TcpServer<'_, C> {
         self
     }
 
-    /// How long to wait for the peer's end after ours, and for any progress of the output still
-    /// pending before that; 5 s by default.
+    /// How long a connection that is ending waits without any progress: of the output that is still
+    /// pending, and after our end of the stream, of what the peer still sends. (What is thrown away,
+    /// after `finish` or `reject`, is no progress.) 5 s by default.
     pub fn linger(mut self, linger: Duration) -> Self {
         self.settings.limits.linger = linger;
         self

@@ -19,7 +19,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::Instant;
 
 use ruduo_reactor::{EventLoop, LoopHandle, LoopPool, Token};
 
@@ -107,7 +107,7 @@ where
 }
 
 /// On the base loop: stops the server `id`, if it still runs.
-pub(super) fn stop(event_loop: &EventLoop, id: u64, deadline: Duration) {
+pub(super) fn stop(event_loop: &EventLoop, id: u64, deadline: Instant) {
     if let Some(base) = event_loop.local::<Servers>().base(id) {
         base.stop(event_loop, deadline);
     }
@@ -234,7 +234,7 @@ impl Drop for Base {
         for handle in &self.loops {
             let _ = handle.post(move |event_loop| {
                 if let Some(server) = event_loop.local::<Servers>().serving(id) {
-                    server.stop(event_loop, Duration::ZERO, first);
+                    server.stop(event_loop, Instant::now(), first);
                 }
             });
         }
@@ -243,7 +243,7 @@ impl Drop for Base {
 }
 
 impl Base {
-    fn stop(self: &Rc<Base>, event_loop: &EventLoop, deadline: Duration) {
+    fn stop(self: &Rc<Base>, event_loop: &EventLoop, deadline: Instant) {
         let first = !self.stopping.replace(true);
         if first {
             log::debug!("stopping the server on {}", self.shared.local_addr);
@@ -301,7 +301,7 @@ fn report(base: &LoopHandle, id: u64) {
 trait Serve {
     fn adopt(&self, event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: SocketAddr);
     /// Tells the handlers, if this is the `first` time, and cuts at the deadline what is left.
-    fn stop(&self, event_loop: &EventLoop, deadline: Duration, first: bool);
+    fn stop(&self, event_loop: &EventLoop, deadline: Instant, first: bool);
     /// Cuts what is left now.
     fn cut(&self, event_loop: &EventLoop);
 }
@@ -342,9 +342,9 @@ where
         }
     }
 
-    fn stop(&self, event_loop: &EventLoop, deadline: Duration, first: bool) {
+    fn stop(&self, event_loop: &EventLoop, deadline: Instant, first: bool) {
         let (context, id) = (&self.context, self.shared.id);
-        event_loop.run_after(deadline, move |event_loop| {
+        event_loop.run_at(deadline, move |event_loop| {
             if let Some(server) = event_loop.local::<Servers>().serving(id) {
                 server.cut(event_loop);
             }

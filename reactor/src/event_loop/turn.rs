@@ -256,9 +256,7 @@ impl EventLoop {
         self.call_signal_handlers();
         self.collect_incoming();
         let batch = self.tasks.borrow().len().min(MAX_TASKS);
-        // A single task needs no clock.
-        let clock = RefCell::new((batch > 1).then(TaskClock::start));
-        self.run_batch(batch, || clock.borrow_mut().as_mut().is_some_and(TaskClock::has_time));
+        self.run_some(batch);
         let mut tasks = self.tasks.borrow_mut();
         // Tasks that come again each turn are no reason to keep the memory of a burst.
         if tasks.len() < KEEP_CAPACITY {
@@ -266,8 +264,26 @@ impl EventLoop {
         }
     }
 
-    /// Runs the first `count` tasks, asking before each but the first whether to go on.
-    fn run_batch(&self, count: usize, go_on: impl Fn() -> bool) {
+    /// Those that were accepted before the end. Also now no more of them at a time than in a turn:
+    /// what they send leaves in between, and limits are watched.
+    fn run_last_tasks(&self) {
+        let mut left = self.tasks.borrow().len();
+        loop {
+            left -= self.run_some(left.min(MAX_TASKS));
+            self.call_turn_ends();
+            self.drop_dead();
+            if left == 0 {
+                break;
+            }
+        }
+    }
+
+    /// Runs the first `count` tasks, as many of them as a turn has time for, but one at least.
+    /// Returns how many that were.
+    fn run_some(&self, count: usize) -> usize {
+        // A single task needs no clock.
+        let clock = RefCell::new((count > 1).then(TaskClock::start));
+        let go_on = || clock.borrow_mut().as_mut().is_some_and(TaskClock::has_time);
         let done = Cell::new(0);
         let run_next = || {
             if done.get() == count || (done.get() > 0 && !go_on()) {
@@ -281,6 +297,7 @@ impl EventLoop {
             true
         };
         self.each("a task", run_next, || {});
+        done.get()
     }
 
     fn call_signal_handlers(&self) {
@@ -405,10 +422,7 @@ impl EventLoop {
         // From here on posts are refused; what was accepted runs.
         let last = self.handle.shared().close();
         self.tasks.borrow_mut().extend(last.into_iter().map(|task| task as super::LocalTask));
-        let count = self.tasks.borrow().len();
-        self.run_batch(count, || true);
-        self.call_turn_ends();
-        self.drop_dead();
+        self.run_last_tasks();
 
         self.phase.set(Phase::Ended);
         for token in self.channels.tokens() {
