@@ -121,9 +121,12 @@ fn everybody_hears_everything(members: usize, threads: &str, speakers: usize, me
 
 #[test]
 fn a_thousand_members_on_four_loops_hear_every_message_once_and_in_order() {
+    // This process and the room have a descriptor for each.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    if hard < 1100 {
+        return alone!().skip("a process may have too few descriptors");
+    }
     alone!().run(|| {
-        // This process and the room have a descriptor for each.
-        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
         everybody_hears_everything(1000, "4", 50, 20);
     });

@@ -114,6 +114,84 @@ fn what_on_connect_sends_leaves_and_a_dropped_handle_changes_nothing() {
     });
 }
 
+/// With something borrowed around it, for example.
+#[test]
+fn nothing_is_called_inside_the_callback_that_begins_a_connection() {
+    struct Borrows(Rc<RefCell<Vec<&'static str>>>);
+    impl Handler for Borrows {
+        fn on_connect(&mut self, conn: &Connection) {
+            self.0.borrow_mut().push("on_connect");
+            conn.send("second");
+        }
+        fn on_message(&mut self, conn: &Connection, input: &mut Buffer) {
+            self.0.borrow_mut().push("on_message");
+            input.clear();
+            conn.close();
+        }
+        fn on_close(&mut self, conn: &Connection, _: &CloseReason) {
+            conn.event_loop().quit();
+        }
+    }
+    alone!().run(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        far.set_read_timeout(Some(DEADLINE)).unwrap();
+        // There is something to read, and an end, before anybody can.
+        far.write_all(b"x").unwrap();
+        far.shutdown(Shutdown::Write).unwrap();
+        let event_loop = EventLoop::new().unwrap();
+        let calls = Rc::new(RefCell::new(Vec::new()));
+        let seen = calls.clone();
+        event_loop.defer(move |event_loop| {
+            let calls = seen.clone();
+            let mut borrowed = seen.borrow_mut();
+            borrowed.push("a task begins");
+            let new = move |_: &Connection| {
+                calls.borrow_mut().push("factory");
+                Borrows(calls)
+            };
+            let handle = TcpClient::from_stream(event_loop, stream).unwrap().serve(new).unwrap();
+            handle.send("first ").unwrap();
+            borrowed.push("and ends");
+        });
+        event_loop.run().unwrap();
+        let expected = ["a task begins", "and ends", "factory", "on_connect", "on_message"];
+        assert_eq!(*calls.borrow(), expected);
+        assert_eq!(read_n(&far, 12), b"first second");
+    });
+}
+
+#[test]
+fn a_connection_may_end_before_it_has_begun() {
+    alone!().run(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let event_loop = EventLoop::new().unwrap();
+        let streams = (connect(), connect());
+        let collector = Collector::default();
+        let reason = collector.reason.clone();
+        event_loop.defer(move |event_loop| {
+            let client = TcpClient::from_stream(event_loop, streams.0).unwrap();
+            let never = |_: &Connection<'_>| -> Collector { panic!("a handler for nothing") };
+            client.serve(never).unwrap().close().unwrap();
+            event_loop.defer(move |event_loop| {
+                event_loop.quit();
+                let client = TcpClient::from_stream(event_loop, streams.1).unwrap();
+                client.serve(|_| collector).unwrap();
+            });
+        });
+        event_loop.run().unwrap();
+        assert_eq!(event_loop.panics(), 0);
+        assert_eq!(*reason.borrow(), "the event loop ended");
+        for _ in 0..2 {
+            let far = listener.accept().unwrap().0;
+            far.set_read_timeout(Some(DEADLINE)).unwrap();
+            assert_eq!(read_to_end(&far).unwrap(), b"");
+        }
+    });
+}
+
 #[test]
 fn a_stream_that_is_not_connected_any_more_is_an_error() {
     alone!().run(|| {

@@ -399,6 +399,31 @@ fn b29_posted_calls_find_what_is_in_the_box() {
     });
 }
 
+/// Another thread pauses, and then the loop, which knows of it, resumes.
+#[test]
+fn b29_a_resume_does_not_come_before_the_pause_it_ends() {
+    alone!().run(|| {
+        let running = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_message(|conn, input| {
+                    let handle = conn.handle();
+                    elsewhere(move || handle.pause_reading().unwrap());
+                    conn.resume_reading();
+                    let handle = conn.handle();
+                    elsewhere(move || handle.pause_reading().unwrap());
+                    conn.handle().resume_reading().unwrap();
+                    conn.send_buffer(input);
+                })
+                .start()
+        });
+        let mut peer = running.connect();
+        for _ in 0..3 {
+            peer.write_all(b"x").unwrap();
+            assert_eq!(read_n(&peer, 1), b"x");
+        }
+    });
+}
+
 /// Sends, in a posted call, while other threads post more.
 struct Busy;
 

@@ -217,7 +217,7 @@ fn b54_who_blocks_all_the_time_gets_a_line_a_second() {
         let (lines, seconds) = (lines(), start.elapsed().as_secs() as usize);
         // Thirty times forty milliseconds are more than one second.
         assert!((2..=seconds + 1).contains(&lines.len()), "{lines:?}");
-        assert!(lines[1].contains("more were as slow"), "{}", lines[1]);
+        assert!(lines.iter().any(|line| line.contains("more were as slow")), "{lines:?}");
     });
 }
 

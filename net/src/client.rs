@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use nix::sys::socket::{setsockopt, sockopt};
-use ruduo_reactor::EventLoop;
+use ruduo_reactor::{EventLoop, Interest};
 
 use crate::connection::endpoint::Endpoint;
 use crate::context::Context;
@@ -67,21 +67,27 @@ impl<'l> TcpClient<'l> {
         Ok(TcpClient { event_loop, socket, peer })
     }
 
-    /// Gives it to the loop, with the handler that `make_handler` makes. The handle reaches it
-    /// until it ends; dropping that changes nothing.
+    /// Gives it to the loop, with the handler that `make_handler` makes: as a task of the loop, for
+    /// this may be called inside a callback. The handle reaches the connection until it ends;
+    /// dropping that changes nothing.
     ///
     /// # Errors
     /// If the loop can't watch it: it has ended, or the kernel's limits are reached.
     pub fn serve<H: Handler>(
         self,
-        make_handler: impl FnOnce(&Connection<'_>) -> H,
+        make_handler: impl FnOnce(&Connection<'_>) -> H + 'static,
     ) -> io::Result<ConnectionHandle> {
         let TcpClient { event_loop, socket, peer } = self;
         let clients = event_loop.local::<Clients>();
         let context = clients.context.get_or_init(|| {
             Rc::new(Context::new(event_loop, Limits::default(), Arc::default(), |_| {}))
         });
-        let endpoint = Endpoint::open(event_loop, context, (socket, peer), Plain, make_handler)?;
-        Ok(Connection::new(event_loop, endpoint.core()).handle())
+        let endpoint = Endpoint::open(event_loop, context, (socket, peer), Plain, Interest::NONE)?;
+        let handle = Connection::new(event_loop, endpoint.core()).handle();
+        event_loop.defer(move |event_loop| {
+            endpoint.begin(event_loop, make_handler);
+            endpoint.listen(event_loop);
+        });
+        Ok(handle)
     }
 }

@@ -3,13 +3,14 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -57,6 +58,9 @@ impl Program {
     }
 
     pub fn spawn(command: &mut Command) -> Program {
+        let die_with_us = || Ok(set_pdeathsig(Signal::SIGKILL)?);
+        // SAFETY: prctl(2) may be called between fork and exec.
+        unsafe { command.pre_exec(die_with_us) };
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

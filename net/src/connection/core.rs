@@ -59,7 +59,12 @@ struct Linger {
 }
 
 impl Core {
-    pub(super) fn new(socket: OwnedFd, peer: SocketAddr, context: Rc<Context>) -> Core {
+    pub(super) fn new(
+        socket: OwnedFd,
+        peer: SocketAddr,
+        context: Rc<Context>,
+        interest: Interest,
+    ) -> Core {
         Core {
             id: ConnectionId::next(),
             slot: Cell::new(u32::MAX),
@@ -69,7 +74,7 @@ impl Core {
             state: RefCell::default(),
             received: Cell::new(0),
             token: Cell::new(Token(u64::MAX)),
-            interest: Cell::new(Interest::READ),
+            interest: Cell::new(interest),
             busy: Cell::new(false),
             scheduled: Cell::new(false),
             posted: OnceCell::new(),

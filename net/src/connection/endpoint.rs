@@ -46,28 +46,46 @@ pub(crate) struct Endpoint<T, H> {
 }
 
 impl<T: Transport, H: Handler> Endpoint<T, H> {
-    /// Puts a connected socket under the loop's care, makes its handler and tells it.
+    /// Puts a connected socket under the loop's care. Nothing is received before
+    /// [`Endpoint::begin`]; when that follows at once, `interest` may be reading already, which
+    /// spares a system call.
     pub(crate) fn open(
         event_loop: &EventLoop,
         context: &Rc<Context>,
         (socket, peer): (OwnedFd, SocketAddr),
         transport: T,
-        make_handler: impl FnOnce(&Connection<'_>) -> H,
+        interest: Interest,
     ) -> io::Result<Rc<Endpoint<T, H>>> {
-        let core = Core::new(socket, peer, context.clone());
+        let core = Core::new(socket, peer, context.clone(), interest);
         let endpoint = Rc::new(Endpoint { handler: RefCell::new(None), core, transport });
-        let token = event_loop.register(Channel::from_source(endpoint.clone(), Interest::READ))?;
+        let token = event_loop.register(Channel::from_source(endpoint.clone(), interest))?;
         endpoint.core.settle_in(token, context.registry.insert(endpoint.clone()));
         context.opened();
-
-        let conn = Connection::new(event_loop, &endpoint.core);
-        let what = format_args!("the factory of a handler for {}", endpoint.core);
-        match event_loop.isolate(what, || make_handler(&conn)) {
-            Ok(handler) => *endpoint.handler.borrow_mut() = Some(handler),
-            Err(_) => endpoint.core.end(event_loop, CloseReason::Panicked),
-        }
-        endpoint.enter(event_loop, "on_connect", |handler, conn| handler.on_connect(conn));
         Ok(endpoint)
+    }
+
+    /// Makes its handler and tells it. Not inside any other callback.
+    pub(crate) fn begin(
+        &self,
+        event_loop: &EventLoop,
+        make_handler: impl FnOnce(&Connection<'_>) -> H,
+    ) {
+        if self.core.state.borrow().is_ended() {
+            return;
+        }
+        let conn = Connection::new(event_loop, &self.core);
+        let what = format_args!("the factory of a handler for {}", self.core);
+        match event_loop.isolate(what, || make_handler(&conn)) {
+            Ok(handler) => *self.handler.borrow_mut() = Some(handler),
+            Err(_) => self.core.end(event_loop, CloseReason::Panicked),
+        }
+        self.enter(event_loop, "on_connect", |handler, conn| handler.on_connect(conn));
+    }
+
+    /// Begins to receive, if it was not interested before: at the end of the turn.
+    pub(crate) fn listen(&self, event_loop: &EventLoop) {
+        self.core.state.borrow_mut().watched(false);
+        self.core.touch(event_loop);
     }
 
     /// Calls the handler from outside an event. Not when it has closed the connection and only the
@@ -102,7 +120,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
                 let drained = steps_1_and_2(handler, &conn);
                 self.settle(handler, &conn, drained)
             }
-            None => true,
+            // Not begun, or never to begin.
+            None => self.core.state.borrow().is_over(),
         };
         if over {
             self.tear_down(&conn);

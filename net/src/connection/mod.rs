@@ -243,7 +243,7 @@ impl<'l> Connection<'l> {
 
     /// Ends one pause. Input that the handler left is delivered again, at the end of the turn.
     pub fn resume_reading(&self) {
-        self.core.perform(self.event_loop, Operation::Resume);
+        self.in_order(Operation::Resume);
     }
 
     /// Whether to go on with the input at hand. False when reading is paused, by the program or

@@ -32,10 +32,11 @@ impl Operation {
         }
     }
 
-    /// Whether it has its place among what is sent. A pause does not wait for that: called on the
-    /// loop it is in force at once, from wherever it is called.
+    /// Whether it has its place in the order of operations. A pause does not wait for that: called on
+    /// the loop it is in force at once. (A resume does: one that came before the pause it is to end
+    /// would be lost.)
     pub(super) fn is_in_order(&self) -> bool {
-        !matches!(self, Operation::Pause | Operation::Resume)
+        !matches!(self, Operation::Pause)
     }
 }
 

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use ruduo_reactor::{EventLoop, LoopHandle, LoopPool, Token};
+use ruduo_reactor::{EventLoop, Interest, LoopHandle, LoopPool, Token};
 
 use super::Settings;
 use super::handle::{ServerHandle, Shared};
@@ -336,8 +336,12 @@ where
 {
     fn adopt(&self, event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: SocketAddr) {
         let make_handler = |conn: &Connection<'_>| (self.factory.borrow_mut())(conn);
-        match Endpoint::open(event_loop, &self.context, (socket, peer), Plain, make_handler) {
-            Ok(_) => ticket.keep(),
+        let (context, interest) = (&self.context, Interest::READ);
+        match Endpoint::open(event_loop, context, (socket, peer), Plain, interest) {
+            Ok(endpoint) => {
+                ticket.keep();
+                endpoint.begin(event_loop, make_handler);
+            }
             Err(e) => log::error!("closing the connection of {peer}: {e}"),
         }
     }
