@@ -246,6 +246,7 @@ fn failing_send(alone: Alone, call: &str, error: &'static str, send: fn(&Connect
         // The fault counts send calls on each thread, so the peer uses write.
         let mut peer = File::from(OwnedFd::from(peer));
         this.call(send);
+        this.let_turn();
         peer.write_all(b"hello").unwrap();
         assert_eq!(within(&this.told), Told::Message(b"hello".to_vec()));
         this.call(|conn| {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bare_loop::{Record, run};
 use common::{Alone, read_to_end, within};
-use recorder::{Recorded, Told, recorded, turns};
+use recorder::{Recorded, Told, recorded};
 use ruduo::EventLoop;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -107,6 +107,7 @@ fn b50_timers_of_a_connection_do_not_notice() {
         let start = Instant::now();
         set(1, FAR);
         set(2, NEAR);
+        this.let_turn();
         jump(direction);
         set(3, NEAR);
         assert_next(&this, Told::Timer(2), start, NEAR);
@@ -121,6 +122,7 @@ fn b50_linger_deadlines_do_not_notice() {
         let (this, peer) = recorded(|server| server.linger(FAR));
         this.conn.shutdown().unwrap();
         assert_eq!(read_to_end(&peer).unwrap(), b"");
+        this.let_turn();
         jump(direction);
         let start = Instant::now();
         this.call(|conn| conn.set_timer(1, NEAR));
@@ -130,6 +132,7 @@ fn b50_linger_deadlines_do_not_notice() {
         let start = Instant::now();
         this.conn.shutdown().unwrap();
         assert_eq!(read_to_end(&peer).unwrap(), b"");
+        this.let_turn();
         jump(direction);
         assert_next(&this, Told::Closed("LingerExpired".to_owned()), start, NEAR);
     });
@@ -142,6 +145,7 @@ fn b50_the_deadline_of_a_stop_does_not_notice() {
         let server = &this.server.server;
         server.stop(FAR);
         assert_eq!(read_to_end(&peer).unwrap(), b"", "it was told that the server stops");
+        this.let_turn();
         jump(direction);
         let start = Instant::now();
         this.call(|conn| conn.set_timer(1, NEAR));
@@ -149,7 +153,7 @@ fn b50_the_deadline_of_a_stop_does_not_notice() {
 
         let start = Instant::now();
         server.stop(NEAR);
-        turns(this.server.event_loop());
+        this.let_turn();
         jump(direction);
         assert_next(&this, Told::Closed("Stopped".to_owned()), start, NEAR);
         server.wait().unwrap();
