@@ -23,6 +23,7 @@
 //!   connection. The [`Connection`] is what callbacks do things to, the [`Buffer`] is where the
 //!   bytes are.
 //! - [`LineCodec`] and [`FrameCodec`] find the messages in a stream.
+//! - [`TcpClient`]: a connection that this side began.
 //! - [`ServerHandle`] stops a server gracefully, [`ConnectionHandle`] reaches a connection from
 //!   other threads.
 //! - [`EventLoop`] for timers, tasks, signals, and channels of your own; [`LoopHandle`] to reach it

@@ -2,7 +2,7 @@
 //!
 //! Each loop has a [`Table`] with the members it serves. A message goes to every loop once, as a
 //! task, and each loop hands it to the members at its own table: no lock, and one wakeup a loop
-//! instead of one a member. The bytes are encoded once and shared by all.
+//! instead of one a member. The bytes are encoded once and shared by all loops.
 //!
 //! ```text
 //!   member ──message──▶ its loop ──task──▶ loop 1: its table ──▶ members ┐
@@ -37,7 +37,7 @@ use crate::protocol::{Event, TEXTS};
 /// Messages of one member that have not been heard by everybody.
 const WINDOW: u64 = 16;
 
-/// Bytes that may wait for a member, and how many of them must be gone before it may speak again.
+/// Bytes that may wait for a member before it is cut, and the low mark that has to go with that.
 const BACKLOG: usize = 1024 * 1024;
 const BACKLOG_LOW: usize = BACKLOG / 4;
 
