@@ -56,6 +56,20 @@ use crate::{Buffer, ConnectionId, DecodeError};
 ///
 /// Nothing here writes to the socket. What a callback sends leaves in one system call right after
 /// it, or at the end of the loop's turn if the callback is not this connection's own.
+///
+/// # Ways to end one
+///
+/// | call | output that waits | input | the peer sees |
+/// |---|---|---|---|
+/// | [`shutdown`](Connection::shutdown) | is sent | goes on being delivered | the end of the stream |
+/// | [`finish`](Connection::finish) | is sent | is thrown away | the end of the stream |
+/// | [`reject`](Connection::reject) | is sent, and what the callback still sends | is thrown away | the end of the stream |
+/// | [`close`](Connection::close) | is dropped | is dropped | the end of the stream, or a reset if input was unread |
+/// | [`reset`](Connection::reset) | is dropped | is dropped | a reset |
+///
+/// The first three wait for the peer's end, but not for ever
+/// ([`TcpServer::linger`](crate::TcpServer::linger)). Then
+/// [`Handler::on_close`](crate::Handler::on_close) is called with the reason.
 #[derive(Clone, Copy)]
 pub struct Connection<'l> {
     event_loop: &'l EventLoop,
@@ -176,7 +190,7 @@ impl<'l> Connection<'l> {
     ///
     /// For parsers, called in `on_message`, as codecs do. The offset in `error` counts from the
     /// first readable byte of `input`; the close reason has it counted from the first byte of the
-    /// stream. Elsewhere there is no input at hand: with an empty buffer the offset counts from the
+    /// stream. (A message that a codec has given is consumed: then 0 is its end.) Elsewhere there is no input at hand: with an empty buffer the offset counts from the
     /// first byte that `on_message` has left.
     ///
     /// ```
