@@ -14,24 +14,24 @@ use crate::{Buffer, CloseReason, Connection};
 /// closed and the loop goes on.
 ///
 /// ```
-/// use ruduo_net::{Buffer, CloseReason, Connection, Handler};
+/// use ruduo_net::{Buffer, CloseReason, Connection, Handler, LineCodec};
 ///
 /// /// Answers each line with its number.
 /// struct Session {
-///     lines: u64,
+///     lines: LineCodec,
+///     count: u64,
 /// }
 ///
 /// impl Handler for Session {
 ///     fn on_message(&mut self, conn: &Connection, input: &mut Buffer) {
-///         while let Some(end) = input.find_eol() {
-///             input.consume(end + 1);
-///             self.lines += 1;
-///             conn.send(format!("{}\n", self.lines));
+///         while let Some(_line) = self.lines.decode(conn, input) {
+///             self.count += 1;
+///             conn.send(format!("{}\n", self.count));
 ///         }
 ///     }
 ///
 ///     fn on_close(&mut self, conn: &Connection, reason: &CloseReason) {
-///         println!("{} sent {} lines, then: {reason}", conn.peer_addr(), self.lines);
+///         println!("{} sent {} lines, then: {reason}", conn.peer_addr(), self.count);
 ///     }
 /// }
 /// ```
