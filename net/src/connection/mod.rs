@@ -176,7 +176,8 @@ impl<'l> Connection<'l> {
     /// `on_message` has left and what still comes is thrown away, also while reading is paused, and
     /// the peer's end of stream is not told. For who has said all there is to say. (To close with
     /// unread input, and be it a line nobody needs, makes the kernel send a reset, at which the
-    /// peer may lose what we sent.)
+    /// peer may lose what we sent.) A server that says everything in `on_connect` and finishes there
+    /// has an `on_message` that is never called.
     pub fn finish(&self) {
         self.core.state.borrow_mut().ignore_input(&self.core.context.lender);
         self.shutdown();
