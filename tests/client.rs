@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::io::Write;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::rc::Rc;
+use std::time::Duration;
 
 use common::{DEADLINE, read_n, read_to_end, serve};
 use ruduo::{
@@ -189,6 +190,72 @@ fn a_connection_may_end_before_it_has_begun() {
             far.set_read_timeout(Some(DEADLINE)).unwrap();
             assert_eq!(read_to_end(&far).unwrap(), b"");
         }
+    });
+}
+
+#[test]
+fn a_hang_up_before_it_has_begun_is_noticed_though_reading_is_paused() {
+    struct Pauses(Rc<RefCell<String>>);
+    impl Handler for Pauses {
+        fn on_connect(&mut self, conn: &Connection) {
+            conn.pause_reading();
+            conn.set_timer(0, Duration::from_secs(1));
+        }
+        fn on_message(&mut self, _: &Connection, input: &mut Buffer) {
+            input.clear();
+        }
+        fn on_timer(&mut self, conn: &Connection, _: u64) {
+            conn.resume_reading();
+        }
+        fn on_close(&mut self, conn: &Connection, reason: &CloseReason) {
+            *self.0.borrow_mut() = reason.to_string();
+            conn.event_loop().quit();
+        }
+    }
+    alone!().run(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (far, _) = listener.accept().unwrap();
+        let event_loop = EventLoop::new().unwrap();
+        let reason = Rc::new(RefCell::new(String::new()));
+        let pauses = Pauses(reason.clone());
+        TcpClient::from_stream(&event_loop, stream).unwrap().serve(|_| pauses).unwrap();
+        common::reset(far);
+        event_loop.run().unwrap();
+        assert!(reason.borrow().contains("reset"), "{}", reason.borrow());
+    });
+}
+
+#[test]
+fn a_child_forked_by_a_last_task_sends_nothing() {
+    alone!().run(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (far, _) = listener.accept().unwrap();
+        far.set_read_timeout(Some(DEADLINE)).unwrap();
+        let event_loop = EventLoop::new().unwrap();
+        let client = TcpClient::from_stream(&event_loop, stream).unwrap();
+        let handle = client.serve(|_| handler_fn(|_, input| input.clear())).unwrap();
+        let parent = std::process::id();
+        event_loop.run_after(Duration::from_millis(20), move |event_loop| {
+            event_loop.quit();
+            event_loop.defer(move |_| {
+                handle.send("once").unwrap();
+                // SAFETY: the child only leaves the loop, and exits.
+                let child = unsafe { libc::fork() };
+                if child > 0 {
+                    // SAFETY: nobody asks how it ended.
+                    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+                }
+            });
+        });
+        let outcome = event_loop.run();
+        if std::process::id() != parent {
+            // SAFETY: the child leaves without running what belongs to its parent.
+            unsafe { libc::_exit(i32::from(outcome.is_ok())) }
+        }
+        drop(event_loop);
+        assert_eq!(read_to_end(&far).unwrap(), b"once");
     });
 }
 

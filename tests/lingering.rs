@@ -7,10 +7,12 @@ mod scene;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{DEADLINE, pattern, read_to_end};
+use common::{DEADLINE, pattern, read_to_end, serve, within};
+use ruduo::TcpServer;
 use scene::{ANSWER, Act, LARGE, Scene, write};
 
 const LINGER: Duration = Duration::from_millis(300);
@@ -114,6 +116,39 @@ fn b39_a_peer_that_goes_on_sending_is_not_cut_if_somebody_listens() {
             }
         }
         eprintln!("SKIPPED: this machine is too busy for a steady writer");
+    });
+}
+
+/// Who has paused reading keeps the peer waiting, and not the other way round.
+#[test]
+fn b39_a_pause_of_our_own_after_shutdown_is_not_the_peers_fault() {
+    const RESUME: Duration = Duration::from_secs(2);
+    alone!().run(|| {
+        let (tell, told) = mpsc::channel();
+        let (tell_end, ended) = mpsc::channel();
+        let running = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .linger(LINGER)
+                .on_connect(|conn| conn.shutdown())
+                .on_message(move |conn, input| {
+                    tell.send(input.len()).unwrap();
+                    input.clear();
+                    if conn.bytes_received() == 5 {
+                        conn.pause_reading();
+                        conn.set_timer(0, RESUME);
+                    }
+                })
+                .on_timer(|conn, _| conn.resume_reading())
+                .on_close(move |_, reason| tell_end.send(reason.to_string()).unwrap())
+                .start()
+        });
+        let mut peer = running.connect();
+        peer.write_all(b"first").unwrap();
+        assert_eq!(within(&told), 5);
+        peer.write_all(b"second").unwrap();
+        assert_eq!(within(&told), 6, "it waits in the kernel until we resume");
+        drop(peer);
+        assert_eq!(within(&ended), "shut down");
     });
 }
 

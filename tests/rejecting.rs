@@ -528,6 +528,30 @@ fn b29_what_was_posted_before_the_end_of_the_refusing_callback_arrives() {
     });
 }
 
+/// What a posted call refuses is refused at the place of the call.
+#[test]
+fn b29_what_is_posted_behind_a_call_that_refuses_does_not_arrive() {
+    alone!().run(|| {
+        let (this, peer) = recorded_open(|server| server);
+        let (handler, conn) = (this.handler.clone(), this.conn.clone());
+        // Both are posted before the loop gets to either.
+        this.call(move |_| {
+            let posts = thread::spawn(move || {
+                handler
+                    .post(|_, conn| {
+                        conn.send("refused");
+                        reject(conn);
+                    })
+                    .unwrap();
+                conn.send(" late").unwrap();
+            });
+            posts.join().unwrap();
+        });
+        peer.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read_to_end(&peer).unwrap(), b"refused");
+    });
+}
+
 #[test]
 fn a_stop_does_not_change_the_reason() {
     alone!().run(|| {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use nix::sys::socket::{setsockopt, sockopt};
-use ruduo_reactor::{EventLoop, Interest};
+use ruduo_reactor::EventLoop;
 
 use crate::connection::endpoint::Endpoint;
 use crate::context::Context;
@@ -82,12 +82,9 @@ impl<'l> TcpClient<'l> {
         let context = clients.context.get_or_init(|| {
             Rc::new(Context::new(event_loop, Limits::default(), Arc::default(), |_| {}))
         });
-        let endpoint = Endpoint::open(event_loop, context, (socket, peer), Plain, Interest::NONE)?;
+        let endpoint = Endpoint::open(event_loop, context, (socket, peer), Plain)?;
         let handle = Connection::new(event_loop, endpoint.core()).handle();
-        event_loop.defer(move |event_loop| {
-            endpoint.begin(event_loop, make_handler);
-            endpoint.listen(event_loop);
-        });
+        event_loop.defer(move |event_loop| endpoint.begin(event_loop, make_handler));
         Ok(handle)
     }
 }

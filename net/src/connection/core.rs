@@ -59,12 +59,7 @@ struct Linger {
 }
 
 impl Core {
-    pub(super) fn new(
-        socket: OwnedFd,
-        peer: SocketAddr,
-        context: Rc<Context>,
-        interest: Interest,
-    ) -> Core {
+    pub(super) fn new(socket: OwnedFd, peer: SocketAddr, context: Rc<Context>) -> Core {
         Core {
             id: ConnectionId::next(),
             slot: Cell::new(u32::MAX),
@@ -74,7 +69,7 @@ impl Core {
             state: RefCell::default(),
             received: Cell::new(0),
             token: Cell::new(Token(u64::MAX)),
-            interest: Cell::new(interest),
+            interest: Cell::new(Interest::READ),
             busy: Cell::new(false),
             scheduled: Cell::new(false),
             posted: OnceCell::new(),
@@ -314,10 +309,13 @@ impl Core {
 
     fn linger_expired(&self, event_loop: &EventLoop) {
         let linger = self.timers.borrow_mut().as_mut().and_then(|timers| timers.linger.take());
-        let lingers = self.state.borrow().lingers();
+        let (lingers, waits_for_us) = {
+            let state = self.state.borrow();
+            (state.lingers(), state.is_paused())
+        };
         let progress =
             linger.is_some_and(|armed| (armed.progress, armed.fin_sent) != self.linger_progress());
-        match (lingers, progress) {
+        match (lingers, progress || waits_for_us) {
             (false, _) => {}
             (true, true) => self.arm_linger(event_loop),
             (true, false) => self.end(event_loop, CloseReason::LingerExpired),

@@ -46,25 +46,24 @@ pub(crate) struct Endpoint<T, H> {
 }
 
 impl<T: Transport, H: Handler> Endpoint<T, H> {
-    /// Puts a connected socket under the loop's care. Nothing is received before
-    /// [`Endpoint::begin`]; when that follows at once, `interest` may be reading already, which
-    /// spares a system call.
+    /// Puts a connected socket under the loop's care. [`Endpoint::begin`] follows, before the end of
+    /// the next turn: until then its events are ignored, and the kernel repeats them.
     pub(crate) fn open(
         event_loop: &EventLoop,
         context: &Rc<Context>,
         (socket, peer): (OwnedFd, SocketAddr),
         transport: T,
-        interest: Interest,
     ) -> io::Result<Rc<Endpoint<T, H>>> {
-        let core = Core::new(socket, peer, context.clone(), interest);
+        let core = Core::new(socket, peer, context.clone());
         let endpoint = Rc::new(Endpoint { handler: RefCell::new(None), core, transport });
-        let token = event_loop.register(Channel::from_source(endpoint.clone(), interest))?;
+        let token = event_loop.register(Channel::from_source(endpoint.clone(), Interest::READ))?;
         endpoint.core.settle_in(token, context.registry.insert(endpoint.clone()));
         context.opened();
         Ok(endpoint)
     }
 
-    /// Makes its handler and tells it. Not inside any other callback.
+    /// Makes its handler and tells it. Not inside any other callback. What has happened meanwhile is
+    /// looked at, at the end of the turn.
     pub(crate) fn begin(
         &self,
         event_loop: &EventLoop,
@@ -80,12 +79,9 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
             Err(_) => self.core.end(event_loop, CloseReason::Panicked),
         }
         self.enter(event_loop, "on_connect", |handler, conn| handler.on_connect(conn));
-    }
-
-    /// Begins to receive, if it was not interested before: at the end of the turn.
-    pub(crate) fn listen(&self, event_loop: &EventLoop) {
-        self.core.state.borrow_mut().watched(false);
-        self.core.touch(event_loop);
+        if !self.core.state.borrow().is_quiet() {
+            self.core.touch(event_loop);
+        }
     }
 
     /// Calls the handler from outside an event. Not when it has closed the connection and only the
@@ -102,6 +98,11 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         };
         if event_loop.isolate(format_args!("{what} of {}", self.core), call).is_err() {
             self.core.end(event_loop, CloseReason::Panicked);
+        }
+        // At the place of this callback in the order of operations.
+        let refused = self.core.state.borrow_mut().take_refusal();
+        if refused {
+            conn.shutdown();
         }
     }
 

@@ -251,7 +251,9 @@ impl<'l> Connection<'l> {
     }
 
     /// Stops receiving, until [`resume_reading`](Connection::resume_reading) has been called as
-    /// many times. The kernel's buffers fill, and then the peer has to wait.
+    /// many times. The kernel's buffers fill, and then the peer has to wait. A peer that is gone
+    /// meanwhile, or has finished after we have, is waited for no longer than
+    /// [`linger`](crate::TcpServer::linger): what it sent last is lost then.
     pub fn pause_reading(&self) {
         self.core.perform(self.event_loop, Operation::Pause);
     }
@@ -280,7 +282,8 @@ impl<'l> Connection<'l> {
 
     /// Whether what is sent now can leave: not after `shutdown` or `close`, or when sending has
     /// failed. For who sends in [`on_write_complete`](crate::Handler::on_write_complete) as long as
-    /// there is somebody to send to.
+    /// there is somebody to send to. A shutdown that queues behind what handles have posted counts
+    /// when it gets there.
     #[must_use]
     pub fn takes_output(&self) -> bool {
         self.core.state.borrow().takes_output()

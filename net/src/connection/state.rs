@@ -210,6 +210,13 @@ impl State {
         self.status.insert(Status::PAUSED);
     }
 
+    /// Whether it is the program that keeps the peer waiting. Not if the peer is gone, and not if
+    /// what it sends is thrown away.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.status.contains(Status::PAUSED)
+            && !self.status.intersects(Status::HUNG_UP | Status::DEAF)
+    }
+
     /// Ends one pause. Without one, does nothing.
     pub(crate) fn resume(&mut self) {
         self.pauses = self.pauses.saturating_sub(1);

@@ -282,7 +282,8 @@ impl<C> TcpServer<'_, C> {
         self
     }
 
-    /// How long a connection that is ending waits without any progress: of the output that is still
+    /// How long (between once and twice as long) a connection that is ending waits without any
+    /// progress: of the output that is still
     /// pending, and after our end of the stream, of what the peer still sends. (What is thrown away,
     /// after `finish` or `reject`, is no progress.) 5 s by default.
     pub fn linger(mut self, linger: Duration) -> Self {

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use ruduo_reactor::{EventLoop, Interest, LoopHandle, LoopPool, Token};
+use ruduo_reactor::{EventLoop, LoopHandle, LoopPool, Token};
 
 use super::Settings;
 use super::handle::{ServerHandle, Shared};
@@ -336,8 +336,7 @@ where
 {
     fn adopt(&self, event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: SocketAddr) {
         let make_handler = |conn: &Connection<'_>| (self.factory.borrow_mut())(conn);
-        let (context, interest) = (&self.context, Interest::READ);
-        match Endpoint::open(event_loop, context, (socket, peer), Plain, interest) {
+        match Endpoint::open(event_loop, &self.context, (socket, peer), Plain) {
             Ok(endpoint) => {
                 ticket.keep();
                 endpoint.begin(event_loop, make_handler);

@@ -56,7 +56,8 @@ impl EventLoop {
         crate::sys::current::enter(self, || {
             let outcome = self.turn_until_quit();
             self.end();
-            outcome
+            // The last tasks may have forked, and this is the child.
+            if self.handle.shared().is_forked() { Err(PostError::Forked.into()) } else { outcome }
         })
     }
 
@@ -270,6 +271,9 @@ impl EventLoop {
         let mut left = self.tasks.borrow().len();
         loop {
             left -= self.run_some(left.min(MAX_TASKS));
+            if self.handle.shared().is_forked() {
+                return;
+            }
             self.call_turn_ends();
             self.drop_dead();
             if left == 0 {
@@ -423,6 +427,10 @@ impl EventLoop {
         let last = self.handle.shared().close();
         self.tasks.borrow_mut().extend(last.into_iter().map(|task| task as super::LocalTask));
         self.run_last_tasks();
+        if self.handle.shared().is_forked() {
+            // By one of them. What is left is the parent's.
+            return;
+        }
 
         self.phase.set(Phase::Ended);
         for token in self.channels.tokens() {
