@@ -7,9 +7,6 @@ mod discard;
 mod throughput;
 
 use std::process::ExitCode;
-use std::time::Duration;
-
-use ruduo::{EventLoop, TcpServer};
 
 const HELP: &str = "\
 Throws away what it receives over TCP, and logs every 3 seconds how much that was.
@@ -24,12 +21,5 @@ SIGINT (Ctrl-C) and SIGTERM stop it; connections then have 5 seconds to finish.
 RUST_LOG=debug tells of each connection.";
 
 fn main() -> ExitCode {
-    common::run(HELP, |arguments| {
-        let (listen, threads) = common::listen_and_threads(arguments, 2009)?;
-        let event_loop = EventLoop::new()?;
-        let server = discard::serve(TcpServer::bind(&event_loop, listen)?.threads(threads))?;
-        server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
-        println!("listening on {}", server.local_addr());
-        Ok(event_loop.run()?)
-    })
+    common::run_server(HELP, 2009, discard::serve)
 }

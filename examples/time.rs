@@ -5,9 +5,6 @@ mod common;
 mod time;
 
 use std::process::ExitCode;
-use std::time::Duration;
-
-use ruduo::{EventLoop, TcpServer};
 
 const HELP: &str = "\
 Tells the seconds since 1900 over TCP, as 32 bits in network byte order.
@@ -22,12 +19,5 @@ SIGINT (Ctrl-C) and SIGTERM stop it; connections then have 5 seconds to finish.
 RUST_LOG=debug tells of each connection.";
 
 fn main() -> ExitCode {
-    common::run(HELP, |arguments| {
-        let (listen, threads) = common::listen_and_threads(arguments, 2037)?;
-        let event_loop = EventLoop::new()?;
-        let server = time::serve(TcpServer::bind(&event_loop, listen)?.threads(threads))?;
-        server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
-        println!("listening on {}", server.local_addr());
-        Ok(event_loop.run()?)
-    })
+    common::run_server(HELP, 2037, time::serve)
 }

@@ -8,6 +8,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::time::Duration;
+
+use ruduo::{EventLoop, ServerHandle, TcpServer};
 
 pub(crate) use lexopt::prelude::{Long, Short};
 
@@ -51,6 +54,23 @@ pub(crate) fn run(help: &str, program: impl FnOnce(Arguments) -> Result<(), Stop
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs a server that takes `--listen` and `--threads` and nothing else: `serve` says what it does.
+/// (The example `echo` shows the same, step by step.)
+pub(crate) fn run_server(
+    help: &str,
+    default_port: u16,
+    serve: impl FnOnce(TcpServer<'_>) -> io::Result<ServerHandle>,
+) -> ExitCode {
+    run(help, |arguments| {
+        let (listen, threads) = listen_and_threads(arguments, default_port)?;
+        let event_loop = EventLoop::new()?;
+        let server = serve(TcpServer::bind(&event_loop, listen)?.threads(threads))?;
+        server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
+        println!("listening on {}", server.local_addr());
+        Ok(event_loop.run()?)
+    })
 }
 
 /// The words of the command line. `--help` among them stops the program.

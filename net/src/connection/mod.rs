@@ -191,8 +191,9 @@ impl<'l> Connection<'l> {
     ///
     /// For parsers, called in `on_message`, as codecs do. The offset in `error` counts from the
     /// first readable byte of `input`; the close reason has it counted from the first byte of the
-    /// stream. (A message that a codec has given is consumed: then 0 is its end.) Elsewhere there is no input at hand: with an empty buffer the offset counts from the
-    /// first byte that `on_message` has left.
+    /// stream. (A message that a codec has given is consumed: then 0 is its end.) Elsewhere there is
+    /// no input at hand: with an empty buffer the offset counts from the first byte that
+    /// `on_message` has left.
     ///
     /// ```
     /// use ruduo_net::{Buffer, Connection, DecodeError};
@@ -314,7 +315,7 @@ impl<'l> Connection<'l> {
     /// ```
     /// # use ruduo_net::{Buffer, Connection, Handler};
     /// # use std::time::Duration;
-    /// # struct Session { loggedin: bool }
+    /// # struct Session;
     /// /// What the timers of a session are for.
     /// const LOGIN: u64 = 0;
     /// const PING: u64 = 1;
