@@ -6,14 +6,16 @@ mod common;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use ruduo::{EventLoop, TcpServer};
+use common::Long;
+use ruduo::{EventLoop, Server, UnixAddress};
 
 const HELP: &str = "\
-Echoes what it receives over TCP.
+Echoes what it receives, over TCP or a Unix socket.
 
-Usage: echo [--listen ADDRESS] [--threads N]
+Usage: echo [--listen ADDRESS] [--unix PATH] [--threads N]
 
   --listen ADDRESS  where to listen; port 0 is any free one [127.0.0.1:2007]
+  --unix PATH       listen on a Unix socket instead, the same as --listen unix:PATH
   --threads N       threads that serve connections; 0: the accepting one [0]
   --help            this text
 
@@ -21,10 +23,18 @@ SIGINT (Ctrl-C) and SIGTERM stop it; connections then have 5 seconds to finish.
 RUST_LOG=debug tells of each connection.";
 
 fn main() -> ExitCode {
-    common::run(HELP, |arguments| {
-        let (listen, threads) = common::listen_and_threads(arguments, 2007)?;
+    common::run(HELP, |mut arguments| {
+        let (mut listen, mut threads) = (common::loopback(2007), 0);
+        while let Some(argument) = arguments.next()? {
+            match argument {
+                Long("listen") => listen = arguments.value()?,
+                Long("unix") => listen = UnixAddress::Path(arguments.value()?).into(),
+                Long("threads") => threads = arguments.value()?,
+                other => return Err(other.unexpected().into()),
+            }
+        }
         let event_loop = EventLoop::new()?;
-        let server = TcpServer::bind(&event_loop, listen)?
+        let server = Server::bind(&event_loop, listen)?
             .threads(threads)
             .on_message(|conn, input| conn.send_buffer(input))
             .start()?;

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use common::Long;
-use ruduo::{Buffer, Connection, EventLoop, Handler, TcpServer};
+use ruduo::{Buffer, Connection, EventLoop, Handler, Server};
 
 const HELP: &str = "\
 Echoes what it receives over TCP, and closes connections on which nothing comes.
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
             }
         }
         let event_loop = EventLoop::new()?;
-        let server = TcpServer::bind(&event_loop, listen)?
+        let server = Server::bind(&event_loop, listen)?
             .threads(threads)
             .serve(move |conn| Session { limit: idle, last_message: conn.event_loop().now() })?;
         server.stop_on_signals(&event_loop, Duration::from_secs(5))?;

@@ -6,10 +6,10 @@
 //! is closed: who sees another leave finds the place free.
 //!
 //! A refused peer has to be accepted before it can be told anything, and costs a connection until it
-//! has finished or 5 seconds are over (`TcpServer::linger`). Closing at once would be cheaper. But
+//! has finished or 5 seconds are over (`Server::linger`). Closing at once would be cheaper. But
 //! if the peer has sent something by then, it is unread, and closing with unread input makes the
 //! kernel send a reset, at which the peer's kernel may forget the line before anybody has read it.
-//! A server that need not say anything leaves counting and closing to `TcpServer::max_connections`.
+//! A server that need not say anything leaves counting and closing to `Server::max_connections`.
 
 mod common;
 
@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::Long;
-use ruduo::{Buffer, Connection, EventLoop, Handler, TcpServer};
+use ruduo::{Buffer, Connection, EventLoop, Handler, Server};
 
 const HELP: &str = "\
 Echoes what it receives over TCP, for a limited number of connections at a time.
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         }
         let event_loop = EventLoop::new()?;
         let taken = Arc::new(AtomicUsize::new(0));
-        let server = TcpServer::bind(&event_loop, listen)?
+        let server = Server::bind(&event_loop, listen)?
             .threads(threads)
             .serve(move |_conn| Session { place: Place::take(&taken, max) })?;
         server.stop_on_signals(&event_loop, Duration::from_secs(5))?;

@@ -35,9 +35,10 @@
 //! [`docs/architecture.md`](https://docs.rs/crate/ruduo/latest/source/docs/architecture.md).
 
 pub use ruduo_net::{
-    Buffer, CloseReason, Connection, ConnectionHandle, ConnectionId, DecodeError, EncodeError,
-    FrameCodec, Handler, HandlerHandle, LineCodec, ListenerBuilder, SendError, ServerHandle,
-    TcpClient, TcpServer, callbacks, handler_fn,
+    Address, Addresses, Buffer, CloseReason, Connection, ConnectionHandle, ConnectionId,
+    DecodeError, EncodeError, FrameCodec, Handler, HandlerHandle, LineCodec, ParseAddressError,
+    PeerCredentials, SendError, Server, ServerHandle, TcpClient, TcpListenerBuilder, TcpServer,
+    UnixAddress, UnixListenerBuilder, UnixServer, callbacks, handler_fn,
 };
 pub use ruduo_reactor::{
     Channel, Event, EventLoop, EventLoopBuilder, Events, Interest, LoopHandle, LoopPool,

@@ -12,7 +12,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 
 use common::{pattern, read_to_end, serve};
-use ruduo::{ConnectionHandle, SendError, TcpServer};
+use ruduo::{ConnectionHandle, SendError, Server, TcpServer};
 use scene::{ANSWER, LARGE, Scene, write};
 
 fn is_reset(error: &io::Error) -> bool {
@@ -34,7 +34,7 @@ fn b13_what_is_pending_at_the_peers_half_close_arrives() {
 
 /// Reading is not paused for all that is pending, so the end of the stream is seen before any of it
 /// has left.
-fn without_back_pressure(server: TcpServer<'_>) -> TcpServer<'_> {
+fn without_back_pressure(server: Server<'_>) -> Server<'_> {
     server.water_marks(1000, LARGE)
 }
 

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use common::{eventually, pattern, read_n, read_to_end, within};
 use recorder::turns;
-use ruduo::{Buffer, Connection, ConnectionHandle, FrameCodec, LineCodec, TcpServer};
+use ruduo::{Buffer, Connection, ConnectionHandle, FrameCodec, LineCodec, Server};
 use sessions::{Sessions, act, cuts};
 
 const MIB: usize = 1 << 20;
@@ -453,7 +453,7 @@ fn a_frame_encoded_once_reaches_several_connections() {
 #[test]
 fn codecs_with_their_defaults_fit_into_the_smallest_input_limit() {
     const LONGEST: usize = 65_528;
-    fn narrow(server: TcpServer<'_>) -> TcpServer<'_> {
+    fn narrow(server: Server<'_>) -> Server<'_> {
         server.input_limit(64 * 1024)
     }
     alone!().run(|| {

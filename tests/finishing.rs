@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use common::{DEADLINE, pattern, read_to_end, serve, within};
 use recorder::{Told, recorded_open};
-use ruduo::{Buffer, Connection, Handler, SendError, TcpServer};
+use ruduo::{Buffer, Connection, Handler, SendError, Server, TcpServer};
 use sessions::{Sessions, act, cuts};
 
 /// A peer that sends much more than it is asked for still gets its answer, and a clean end.
@@ -153,7 +153,7 @@ fn a_pool_and_threads_of_its_own_are_a_contradiction() {
         let event_loop = ruduo::EventLoop::new().unwrap();
         let pool = ruduo::LoopPool::builder(&event_loop).start().unwrap();
         let described = || TcpServer::bind(&event_loop, "127.0.0.1:0").unwrap().pool(&pool);
-        let start = |server: TcpServer<'_>| {
+        let start = |server: Server<'_>| {
             server.on_message(|conn, input| conn.send_buffer(input)).start().map(drop)
         };
         for server in [

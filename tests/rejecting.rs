@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use common::{eventually, pattern, read_n, read_to_end, reset, serve, within};
 use recorder::{Told, brief, recorded_open, recorded_paused};
-use ruduo::{Buffer, Connection, DecodeError, FrameCodec, LineCodec, SendError, TcpServer};
+use ruduo::{Buffer, Connection, DecodeError, FrameCodec, LineCodec, SendError, Server, TcpServer};
 use sessions::{Sessions, act, cuts};
 
 const MIB: usize = 1 << 20;
@@ -120,7 +120,7 @@ fn b65_a_huge_length_is_refused_at_once_and_nothing_is_allocated_for_it() {
 // What a program refuses.
 
 /// No deadline comes to the help of a connection that does not end.
-fn patient(server: TcpServer<'_>) -> TcpServer<'_> {
+fn patient(server: Server<'_>) -> Server<'_> {
     server.linger(Duration::MAX)
 }
 

@@ -20,7 +20,7 @@ use common::{
 };
 use ruduo::{
     Buffer, Channel, CloseReason, Connection, EventLoop, Handler, Interest, LoopHandle, LoopPool,
-    LoopThread, Placement, ServerHandle, TcpServer, handler_fn,
+    LoopThread, Placement, Server, ServerHandle, TcpServer, handler_fn,
 };
 
 /// One line, without its end.
@@ -44,7 +44,7 @@ fn thread_name() -> String {
 }
 
 /// Greets with the name of the thread that serves it, then echoes.
-fn greet_by_thread(server: TcpServer<'_>) -> io::Result<ServerHandle> {
+fn greet_by_thread(server: Server<'_>) -> io::Result<ServerHandle> {
     server
         .on_connect(|conn| conn.send(thread_name() + "\n"))
         .on_message(|conn, input| conn.send_buffer(input))
@@ -64,13 +64,13 @@ fn the_front_page_works_as_written() {
                 .threads(4)
                 .on_message(|conn, input| conn.send_buffer(input))
                 .start()?;
-            send.send((server.local_addr(), event_loop.handle())).unwrap();
+            send.send((server.local_addr().clone(), event_loop.handle())).unwrap();
             // Nobody keeps the handle, and that changes nothing.
             drop(server);
             event_loop.run()
         });
         let (address, event_loop) = within(&receive);
-        let peers: Vec<_> = (0..8).map(|_| connect(address)).collect();
+        let peers: Vec<_> = (0..8).map(|_| connect(&address)).collect();
         peers.iter().for_each(assert_echoes);
         event_loop.quit();
         program.join().unwrap().unwrap();
@@ -253,7 +253,7 @@ fn a_boxed_handler_gets_every_callback() {
 
 #[test]
 fn settings_that_contradict_each_other_are_refused() {
-    type Change = fn(TcpServer<'_>) -> TcpServer<'_>;
+    type Change = fn(Server<'_>) -> Server<'_>;
     let cases: [(Change, &str); 5] = [
         (|server| server.read_size(0), "read size of 0"),
         (|server| server.input_limit(1000).read_size(1001), "input limit (1000 bytes)"),

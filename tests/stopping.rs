@@ -232,7 +232,7 @@ fn the_loop_goes_on_and_serves_the_same_port_again() {
             };
             thread.handle().post(start).unwrap();
             let server = within(&receive).unwrap();
-            address = server.local_addr();
+            address = server.local_addr().as_ip().unwrap();
             let peer = connect(address);
             assert_echoes(&peer);
             server.stop(Duration::ZERO);
@@ -401,7 +401,7 @@ fn run_until_signalled(deadline: Duration, meanwhile: impl FnOnce(SocketAddr) + 
     let event_loop = EventLoop::new().unwrap();
     let server = echo_on(&event_loop, OWN_ADDRESS.parse().unwrap()).unwrap();
     server.stop_on_signals(&event_loop, deadline).unwrap();
-    let address = server.local_addr();
+    let address = server.local_addr().as_ip().unwrap();
     let meanwhile = thread::spawn(move || meanwhile(address));
     event_loop.run().unwrap();
     assert!(server.is_ended());

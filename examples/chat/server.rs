@@ -21,15 +21,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ruduo::{
-    Buffer, CloseReason, Connection, ConnectionHandle, EventLoop, Handler, HandlerHandle,
-    LoopHandle, LoopPool, SendError, TcpServer,
+    Address, Buffer, CloseReason, Connection, ConnectionHandle, EventLoop, Handler, HandlerHandle,
+    LoopHandle, LoopPool, SendError, Server,
 };
 
 use crate::protocol::{Event, TEXTS};
@@ -41,11 +40,11 @@ const WINDOW: u64 = 16;
 const BACKLOG: usize = 1024 * 1024;
 const BACKLOG_LOW: usize = BACKLOG / 4;
 
-pub(crate) fn serve(listen: SocketAddr, threads: usize) -> io::Result<()> {
+pub(crate) fn serve(listen: Address, threads: usize) -> io::Result<()> {
     let event_loop = EventLoop::new()?;
     let pool = LoopPool::builder(&event_loop).threads(threads).name("chat").start()?;
     let loops: Arc<[LoopHandle]> = pool.loops().into();
-    let server = TcpServer::bind(&event_loop, listen)?
+    let server = Server::bind(&event_loop, listen)?
         .pool(&pool)
         .water_marks(BACKLOG_LOW, BACKLOG)
         .serve(move |conn| Session::new(conn, loops.clone()))?;

@@ -5,12 +5,11 @@
 #![allow(dead_code)]
 
 use std::io;
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
-use ruduo::{EventLoop, ServerHandle, TcpServer};
+use ruduo::{Address, EventLoop, Server, ServerHandle};
 
 pub(crate) use lexopt::prelude::{Long, Short};
 
@@ -61,12 +60,12 @@ pub(crate) fn run(help: &str, program: impl FnOnce(Arguments) -> Result<(), Stop
 pub(crate) fn run_server(
     help: &str,
     default_port: u16,
-    serve: impl FnOnce(TcpServer<'_>) -> io::Result<ServerHandle>,
+    serve: impl FnOnce(Server<'_>) -> io::Result<ServerHandle>,
 ) -> ExitCode {
     run(help, |arguments| {
         let (listen, threads) = listen_and_threads(arguments, default_port)?;
         let event_loop = EventLoop::new()?;
-        let server = serve(TcpServer::bind(&event_loop, listen)?.threads(threads))?;
+        let server = serve(Server::bind(&event_loop, listen)?.threads(threads))?;
         server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
         println!("listening on {}", server.local_addr());
         Ok(event_loop.run()?)
@@ -99,7 +98,7 @@ impl Arguments {
 pub(crate) fn listen_and_threads(
     mut arguments: Arguments,
     default_port: u16,
-) -> Result<(SocketAddr, usize), Stop> {
+) -> Result<(Address, usize), Stop> {
     let (mut listen, mut threads) = (loopback(default_port), 0);
     while let Some(argument) = arguments.next()? {
         match argument {
@@ -112,6 +111,6 @@ pub(crate) fn listen_and_threads(
 }
 
 /// An address that only this machine reaches.
-pub(crate) fn loopback(port: u16) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], port))
+pub(crate) fn loopback(port: u16) -> Address {
+    Address::Ip(([127, 0, 0, 1], port).into())
 }

@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use common::Long;
-use ruduo::{EventLoop, TcpServer};
+use ruduo::{EventLoop, Server};
 use session::{Deadlines, Session, Site};
 
 const HELP: &str = "\
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
             Deadlines { request: Duration::from_secs(request), idle: Duration::from_secs(idle) };
         let event_loop = EventLoop::new()?;
         let server =
-            TcpServer::bind(&event_loop, listen)?.threads(threads).serve_per_loop(move |_| {
+            Server::bind(&event_loop, listen)?.threads(threads).serve_per_loop(move |_| {
                 let site = Rc::new(Site::new(deadlines));
                 move |conn| Session::new(conn, site.clone())
             })?;

@@ -13,7 +13,7 @@
 use std::io;
 use std::sync::Arc;
 
-use ruduo::{Connection, ServerHandle, TcpServer};
+use ruduo::{Connection, Server, ServerHandle};
 
 use crate::throughput::log_throughput;
 
@@ -24,7 +24,7 @@ const LINE: usize = 72;
 /// worth a system call, and little enough to wait for.
 const ROUNDS: usize = 9;
 
-pub(crate) fn serve(server: TcpServer<'_>) -> io::Result<ServerHandle> {
+pub(crate) fn serve(server: Server<'_>) -> io::Result<ServerHandle> {
     let event_loop = server.event_loop();
     let block = block();
     let send_next = move |conn: &Connection| {

@@ -3,11 +3,11 @@
 
 use std::io;
 
-use ruduo::{ServerHandle, TcpServer};
+use ruduo::{Server, ServerHandle};
 
 use crate::throughput::log_throughput;
 
-pub(crate) fn serve(server: TcpServer<'_>) -> io::Result<ServerHandle> {
+pub(crate) fn serve(server: Server<'_>) -> io::Result<ServerHandle> {
     let event_loop = server.event_loop();
     let server = server.on_message(|_conn, input| input.clear()).start()?;
     let counted = server.clone();

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use common::{Long, Stop};
-use ruduo::{EventLoop, LoopPool, ServerHandle, TcpServer};
+use ruduo::{EventLoop, LoopPool, Server, ServerHandle, TcpServer};
 
 const HELP: &str = "\
 Serves echo, discard, daytime, chargen and time over TCP, all in one loop.
@@ -33,7 +33,7 @@ Standard output gets a line for each service, in the order above: listening on A
 SIGINT (Ctrl-C) and SIGTERM stop it; connections then have 5 seconds to finish.
 RUST_LOG=debug tells of each connection.";
 
-type Serve = fn(TcpServer<'_>) -> io::Result<ServerHandle>;
+type Serve = fn(Server<'_>) -> io::Result<ServerHandle>;
 
 /// Each with its well-known port, in the order of those.
 const SERVICES: [(&str, u16, Serve); 5] = [
@@ -82,6 +82,6 @@ fn serve(ip: IpAddr, base_port: u16, threads: usize) -> io::Result<()> {
     event_loop.run()
 }
 
-fn echo(server: TcpServer<'_>) -> io::Result<ServerHandle> {
+fn echo(server: Server<'_>) -> io::Result<ServerHandle> {
     server.on_message(|conn, input| conn.send_buffer(input)).start()
 }

@@ -4,12 +4,12 @@
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ruduo::{ServerHandle, TcpServer};
+use ruduo::{Server, ServerHandle};
 
 /// From the beginning of 1900 to that of 1970, in seconds.
 const EPOCHS_APART: u32 = 2_208_988_800;
 
-pub(crate) fn serve(server: TcpServer<'_>) -> io::Result<ServerHandle> {
+pub(crate) fn serve(server: Server<'_>) -> io::Result<ServerHandle> {
     server
         .on_connect(|conn| {
             conn.send(seconds_since_1900().to_be_bytes());

@@ -13,7 +13,6 @@
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -21,6 +20,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use ruduo_reactor::sys::socket;
 use ruduo_reactor::{Channel, Event, EventLoop, Interest, Source, Token};
+
+use crate::Address;
+use crate::listener::Listener;
 
 /// The most connections accepted, or refused by way of the spare descriptor, in one turn.
 const MAX_BURST: u32 = 64;
@@ -33,14 +35,14 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What an acceptor does with what it accepts.
 pub(crate) trait Acceptance {
-    fn accepted(&self, event_loop: &EventLoop, socket: OwnedFd, peer: SocketAddr);
+    fn accepted(&self, event_loop: &EventLoop, socket: OwnedFd, peer: Address);
     /// A connection was refused for want of descriptors.
     fn refused(&self);
 }
 
 /// A listening socket on a loop.
 pub(crate) struct Acceptor {
-    listener: OwnedFd,
+    listener: Listener,
     acceptance: Rc<dyn Acceptance>,
     /// Accepts allowed this turn. It doubles from turn to turn while connections keep coming, and
     /// begins anew at one otherwise: then no call is spent on finding out that nobody else waits.
@@ -56,7 +58,7 @@ impl Acceptor {
     /// Starts accepting. Deregistering the token ends it and closes the listener.
     pub(crate) fn start(
         event_loop: &EventLoop,
-        listener: OwnedFd,
+        listener: Listener,
         acceptance: Rc<dyn Acceptance>,
     ) -> io::Result<Token> {
         let acceptor = Acceptor {

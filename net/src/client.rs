@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::context::Context;
 use crate::limits::Limits;
 use crate::registry::Resident;
 use crate::transport::Plain;
-use crate::{Connection, ConnectionHandle, Handler};
+use crate::{Address, Connection, ConnectionHandle, Handler};
 
 /// A connection that this side began, as it is given to a loop: the same [`Connection`] and
 /// [`Handler`] as a server's, with the limits that servers have by default.
@@ -43,7 +43,7 @@ use crate::{Connection, ConnectionHandle, Handler};
 pub struct TcpClient<'l> {
     event_loop: &'l EventLoop,
     socket: OwnedFd,
-    peer: SocketAddr,
+    peer: Address,
 }
 
 /// What the clients of one loop have in common; its `local` value.
@@ -60,7 +60,7 @@ impl<'l> TcpClient<'l> {
     /// If it is not connected any more, or can't be made non-blocking.
     pub fn from_stream(event_loop: &'l EventLoop, stream: TcpStream) -> io::Result<TcpClient<'l>> {
         let context = |e: io::Error| io::Error::new(e.kind(), format!("taking over a stream: {e}"));
-        let peer = stream.peer_addr().map_err(context)?;
+        let peer = stream.peer_addr().map_err(context)?.into();
         stream.set_nonblocking(true).map_err(context)?;
         let socket = OwnedFd::from(stream);
         setsockopt(&socket, sockopt::TcpNoDelay, &true).map_err(|e| context(e.into()))?;

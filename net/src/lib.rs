@@ -1,4 +1,4 @@
-//! TCP servers on the reactor of ruduo: buffers, connections, handlers.
+//! Servers and clients on the reactor of ruduo: buffers, connections, handlers.
 //!
 //! To read the source, follow a byte: the [`acceptor`](TcpServer) takes a connection,
 //! `server/serving.rs` puts it on a loop, `connection/endpoint.rs` receives into a [`Buffer`] and
@@ -8,7 +8,9 @@
 #![forbid(unsafe_code)]
 
 mod acceptor;
+mod address;
 mod buffer;
+pub mod callbacks;
 mod client;
 mod codec;
 mod connection;
@@ -21,17 +23,16 @@ mod registry;
 mod server;
 mod transport;
 
+pub use address::Addresses;
 pub use buffer::Buffer;
 pub use client::TcpClient;
 pub use codec::{DecodeError, EncodeError, FrameCodec, LineCodec};
-pub use connection::{CloseReason, Connection, ConnectionHandle, HandlerHandle, SendError};
+pub use connection::{
+    CloseReason, Connection, ConnectionHandle, HandlerHandle, PeerCredentials, SendError,
+};
 pub use handler::{Handler, handler_fn};
 pub use registry::ConnectionId;
-pub use server::{ListenerBuilder, ServerHandle, TcpServer};
-
-/// The types in which [`TcpServer`] keeps its closures. Programs need not name them.
-pub mod callbacks {
-    pub use crate::server::{
-        CallbackHandler, Callbacks, CanStart, NoMessage, SomeCallbacks, Unset,
-    };
-}
+pub use ruduo_reactor::sys::address::{Address, ParseAddressError, UnixAddress};
+pub use server::{
+    Server, ServerHandle, TcpListenerBuilder, TcpServer, UnixListenerBuilder, UnixServer,
+};

@@ -1,15 +1,15 @@
 //! Making a listening socket.
 
+use std::fs::{self, Permissions};
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, getsockname,
-    listen, setsockopt, socket, sockopt,
-};
+use nix::sys::socket::{Backlog, listen, setsockopt, sockopt};
+use ruduo_reactor::sys::socket;
 
-use crate::connection::socket_addr;
+use crate::{Address, Addresses};
 
 /// What must be set before a socket listens.
 #[derive(Clone, Copy, Debug)]
@@ -18,63 +18,163 @@ pub(crate) struct ListenOptions {
     pub(crate) ipv6_only: bool,
     pub(crate) nodelay: bool,
     pub(crate) backlog: u16,
+    /// Permissions of the file of a Unix socket; those the process gives by default otherwise.
+    pub(crate) mode: Option<u32>,
 }
 
 impl Default for ListenOptions {
     fn default() -> ListenOptions {
-        ListenOptions { reuse_port: false, ipv6_only: false, nodelay: true, backlog: 4096 }
-    }
-}
-
-/// Listens on the first of the addresses that can be bound.
-pub(crate) fn listen_on(
-    addresses: impl ToSocketAddrs,
-    options: ListenOptions,
-) -> io::Result<OwnedFd> {
-    let addresses = addresses.to_socket_addrs().map_err(|e| {
-        io::Error::new(e.kind(), format!("resolving the address to listen on: {e}"))
-    })?;
-    let nothing = || Err(io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on"));
-    let mut outcome = nothing();
-    for address in addresses {
-        outcome = listen_at(address, options)
-            .map_err(|e| io::Error::new(e.kind(), format!("listening on {address}: {e}")));
-        if outcome.is_ok() {
-            break;
+        ListenOptions {
+            reuse_port: false,
+            ipv6_only: false,
+            nodelay: true,
+            backlog: 4096,
+            mode: None,
         }
     }
-    outcome
 }
 
-fn listen_at(address: SocketAddr, options: ListenOptions) -> io::Result<OwnedFd> {
-    let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let fd = socket(family, SockType::Stream, flags, SockProtocol::Tcp)?;
-    // A restarted server must not wait for the TIME_WAIT of its predecessor's connections.
-    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
-    if options.reuse_port {
-        setsockopt(&fd, sockopt::ReusePort, &true)?;
+/// A socket that listens. The file of a Unix socket goes with it.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    // Closed first: a file without a listener refuses, which a newcomer takes for stale.
+    fd: OwnedFd,
+    address: Address,
+    /// Held for its Drop, which removes the file.
+    #[expect(dead_code, reason = "held for its Drop")]
+    file: Option<SocketFile>,
+}
+
+impl Listener {
+    /// Listens on the first of the addresses that can be bound.
+    pub(crate) fn on(addresses: &Addresses, options: ListenOptions) -> io::Result<Listener> {
+        let mut first_error = None;
+        for address in addresses.resolve()? {
+            match Listener::at(&address, options) {
+                Ok(listener) => return Ok(listener),
+                Err(e) => {
+                    let e = io::Error::new(e.kind(), format!("listening on {address}: {e}"));
+                    first_error.get_or_insert(e);
+                }
+            }
+        }
+        Err(first_error.unwrap_or_else(|| unreachable!("there is at least one address")))
     }
-    if address.is_ipv6() {
-        // The system's default differs from one to the next.
-        setsockopt(&fd, sockopt::Ipv6V6Only, &options.ipv6_only)?;
+
+    fn at(address: &Address, options: ListenOptions) -> io::Result<Listener> {
+        let fd = socket::stream(address)?;
+        if let Address::Ip(ip) = address {
+            // A restarted server must not wait for the TIME_WAIT of its predecessor's connections.
+            setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+            if options.reuse_port {
+                setsockopt(&fd, sockopt::ReusePort, &true)?;
+            }
+            if ip.is_ipv6() {
+                // The system's default differs from one to the next.
+                setsockopt(&fd, sockopt::Ipv6V6Only, &options.ipv6_only)?;
+            }
+        }
+        let file = match address.path() {
+            Some(path) => Some(SocketFile::bind(fd.as_fd(), path, address)?),
+            None => {
+                socket::bind(fd.as_fd(), address)?;
+                None
+            }
+        };
+        if let (Some(file), Some(mode)) = (&file, options.mode) {
+            // Before `listen`, so nobody could have connected while it was too permissive.
+            fs::set_permissions(&file.path, Permissions::from_mode(mode))?;
+        }
+        let backlog = Backlog::new(i32::from(options.backlog)).unwrap_or(Backlog::MAXCONN);
+        listen(&fd, backlog)?;
+        Listener::taken_over(fd, file, options)
     }
-    prepare(&fd, options)?;
-    bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
-    let backlog = Backlog::new(i32::from(options.backlog)).unwrap_or(Backlog::MAXCONN);
-    listen(&fd, backlog)?;
-    Ok(fd)
+
+    /// One that listens already. Its file, if it has one, is somebody else's.
+    pub(crate) fn from_fd(fd: OwnedFd) -> io::Result<Listener> {
+        Listener::taken_over(fd, None, ListenOptions::default())
+    }
+
+    fn taken_over(
+        fd: OwnedFd,
+        file: Option<SocketFile>,
+        options: ListenOptions,
+    ) -> io::Result<Listener> {
+        let address = socket::local_address(fd.as_fd())?;
+        if matches!(address, Address::Ip(_)) {
+            // What accepted sockets inherit costs no system call for each of them.
+            setsockopt(&fd, sockopt::TcpNoDelay, &options.nodelay)?;
+        }
+        Ok(Listener { fd, address, file })
+    }
+
+    /// Where it listens: the real port, also after binding port 0.
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
 }
 
-/// Sets what accepted sockets inherit, so that it costs no system call for each of them.
-pub(crate) fn prepare(fd: &OwnedFd, options: ListenOptions) -> io::Result<()> {
-    Ok(setsockopt(fd, sockopt::TcpNoDelay, &options.nodelay)?)
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
-/// The address a socket is bound to: the real port, also after binding port 0.
-pub(crate) fn local_addr(fd: &OwnedFd) -> io::Result<SocketAddr> {
-    let address = getsockname::<SockaddrStorage>(fd.as_raw_fd())?;
-    socket_addr(&address).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidInput, "the listener is not an IP socket")
-    })
+/// The file of a Unix socket that we have made. Dropping this removes it, so that nobody finds a
+/// door behind which there is nothing.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    /// Device and inode: what is there later may be a successor's.
+    identity: (u64, u64),
+    /// A forked child has a copy of this value, but the file is its parent's.
+    process: u32,
+}
+
+impl SocketFile {
+    /// Binds a socket to a path. A file that a dead server has left is removed first: one that is a
+    /// socket and refuses to be connected to. One at which somebody listens is in use.
+    pub(crate) fn bind(
+        fd: BorrowedFd<'_>,
+        path: &Path,
+        address: &Address,
+    ) -> io::Result<SocketFile> {
+        let first = socket::bind(fd, address);
+        if matches!(&first, Err(e) if e.kind() == io::ErrorKind::AddrInUse) && is_stale(address) {
+            log::info!("removing {}: no server is behind it any more", path.display());
+            fs::remove_file(path)?;
+            socket::bind(fd, address)?;
+        } else {
+            first?;
+        }
+        let path = std::path::absolute(path)?;
+        let identity = identity(&path)?;
+        Ok(SocketFile { path, identity, process: std::process::id() })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let is_ours = self.process == std::process::id()
+            && identity(&self.path).is_ok_and(|there| there == self.identity);
+        if is_ours && let Err(e) = fs::remove_file(&self.path) {
+            log::warn!("removing {}: {e}", self.path.display());
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Whether a path is a socket's at which nobody listens. (connect(2) refuses for a file that is no
+/// socket too, and that is not ours to remove.)
+fn is_stale(address: &Address) -> bool {
+    let is_socket = |path| fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
+    let refused = || {
+        let probe = socket::stream(address).and_then(|fd| socket::connect(fd.as_fd(), address));
+        probe.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+    };
+    address.path().is_some_and(is_socket) && refused()
 }

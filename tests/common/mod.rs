@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::mpsc::Receiver;
@@ -226,7 +226,7 @@ pub struct Running {
 
 impl Running {
     pub fn addr(&self) -> SocketAddr {
-        self.server.local_addr()
+        self.server.local_addr().as_ip().unwrap()
     }
 
     pub fn event_loop(&self) -> &LoopHandle {
@@ -260,7 +260,7 @@ pub fn serve_on(
 }
 
 /// A connected peer whose reads and writes fail after the deadline.
-pub fn connect(addr: SocketAddr) -> TcpStream {
+pub fn connect(addr: impl ToSocketAddrs) -> TcpStream {
     let stream = TcpStream::connect(addr).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.set_write_timeout(Some(DEADLINE)).unwrap();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use ruduo::{
-    Buffer, CloseReason, Connection, ConnectionHandle, Handler, HandlerHandle, LoopHandle,
+    Buffer, CloseReason, Connection, ConnectionHandle, Handler, HandlerHandle, LoopHandle, Server,
     TcpServer,
 };
 
@@ -46,27 +46,27 @@ pub struct Recorded {
 /// A server with one connection, whose handler is a [`Recorder`]; it shuts down when the peer has
 /// finished.
 pub fn recorded(
-    settings: impl FnOnce(TcpServer<'_>) -> TcpServer<'_> + Send + 'static,
+    settings: impl FnOnce(Server<'_>) -> Server<'_> + Send + 'static,
 ) -> (Recorded, TcpStream) {
     record(settings, |_| {}, false)
 }
 
 /// One that stays open when the peer has finished.
 pub fn recorded_open(
-    settings: impl FnOnce(TcpServer<'_>) -> TcpServer<'_> + Send + 'static,
+    settings: impl FnOnce(Server<'_>) -> Server<'_> + Send + 'static,
 ) -> (Recorded, TcpStream) {
     record(settings, |_| {}, true)
 }
 
 /// One that has paused reading.
 pub fn recorded_paused(
-    settings: impl FnOnce(TcpServer<'_>) -> TcpServer<'_> + Send + 'static,
+    settings: impl FnOnce(Server<'_>) -> Server<'_> + Send + 'static,
 ) -> (Recorded, TcpStream) {
     record(settings, |conn| conn.pause_reading(), false)
 }
 
 fn record(
-    settings: impl FnOnce(TcpServer<'_>) -> TcpServer<'_> + Send + 'static,
+    settings: impl FnOnce(Server<'_>) -> Server<'_> + Send + 'static,
     begin: fn(&Connection<'_>),
     stays_open: bool,
 ) -> (Recorded, TcpStream) {

@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Duration;
 
-use ruduo::{Buffer, CloseReason, Connection, ConnectionHandle, Handler, TcpServer};
+use ruduo::{Buffer, CloseReason, Connection, ConnectionHandle, Handler, Server, TcpServer};
 
 use crate::common::{Running, pattern, serve, within};
 
@@ -61,7 +61,7 @@ impl Scene {
         Scene::with(act, |server| server)
     }
 
-    pub fn with(act: Act, settings: fn(TcpServer<'_>) -> TcpServer<'_>) -> Scene {
+    pub fn with(act: Act, settings: fn(Server<'_>) -> Server<'_>) -> Scene {
         let (tell, told) = mpsc::channel();
         let running = serve(move |event_loop| {
             let server = settings(TcpServer::bind(event_loop, "127.0.0.1:0")?);

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Instant;
 
-use ruduo::{Buffer, CloseReason, Connection, Handler, TcpServer};
+use ruduo::{Buffer, CloseReason, Connection, Handler, Server, TcpServer};
 
 use crate::common::{DEADLINE, Running, read_to_end, serve, within};
 use crate::recorder::brief;
@@ -72,7 +72,7 @@ impl Sessions {
     }
 
     pub fn with<A>(
-        settings: impl FnOnce(TcpServer<'_>) -> TcpServer<'_> + Send + 'static,
+        settings: impl FnOnce(Server<'_>) -> Server<'_> + Send + 'static,
         make: impl Fn() -> A + Send + Sync + 'static,
     ) -> Sessions
     where

@@ -84,7 +84,7 @@ impl FrameCodec {
 
     /// The most bytes a message may have, its length not included; 65,528 by default. With the
     /// length it must fit into the connection's
-    /// [`input_limit`](crate::TcpServer::input_limit).
+    /// [`input_limit`](crate::Server::input_limit).
     pub const fn max_len(mut self, bytes: usize) -> FrameCodec {
         self.max_len = bytes;
         self
@@ -100,7 +100,7 @@ impl FrameCodec {
     ///
     /// # Panics
     /// If a message of the greatest length does not fit into the connection's
-    /// [`input_limit`](crate::TcpServer::input_limit). (The panic ends this connection.)
+    /// [`input_limit`](crate::Server::input_limit). (The panic ends this connection.)
     #[track_caller]
     pub fn decode<'b>(&self, conn: &Connection<'_>, input: &'b mut Buffer) -> Option<&'b [u8]> {
         check_fits(conn, self.max_len.saturating_add(self.width));

@@ -96,7 +96,7 @@ impl LineCodec {
     }
 
     /// The most bytes a line may have, its end not included; 65,528 by default. With the end it
-    /// must fit into the connection's [`input_limit`](crate::TcpServer::input_limit).
+    /// must fit into the connection's [`input_limit`](crate::Server::input_limit).
     pub const fn max_len(mut self, bytes: usize) -> LineCodec {
         self.max_len = bytes;
         self
@@ -112,7 +112,7 @@ impl LineCodec {
     ///
     /// # Panics
     /// If a line of the greatest length does not fit into the connection's
-    /// [`input_limit`](crate::TcpServer::input_limit). (The panic ends this connection.)
+    /// [`input_limit`](crate::Server::input_limit). (The panic ends this connection.)
     #[track_caller]
     pub fn decode<'b>(&mut self, conn: &Connection<'_>, input: &'b mut Buffer) -> Option<&'b [u8]> {
         check_fits(conn, self.max_len.saturating_add(self.end.len()));

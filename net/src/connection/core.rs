@@ -3,7 +3,6 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,15 +14,15 @@ use super::operation::{Operation, Posted};
 use super::output::Outgoing;
 use super::reason::CloseReason;
 use super::state::{Refusal, State};
-use crate::Buffer;
 use crate::context::{self, Context};
 use crate::registry::{ConnectionId, Place, Registry};
+use crate::{Address, Buffer};
 
 pub(crate) struct Core {
     id: ConnectionId,
     slot: Cell<u32>,
     socket: OwnedFd,
-    peer: SocketAddr,
+    peer: Address,
     pub(super) context: Rc<Context>,
     pub(super) state: RefCell<State>,
     pub(super) received: Cell<u64>,
@@ -59,7 +58,7 @@ struct Linger {
 }
 
 impl Core {
-    pub(super) fn new(socket: OwnedFd, peer: SocketAddr, context: Rc<Context>) -> Core {
+    pub(super) fn new(socket: OwnedFd, peer: Address, context: Rc<Context>) -> Core {
         Core {
             id: ConnectionId::next(),
             slot: Cell::new(u32::MAX),
@@ -88,8 +87,8 @@ impl Core {
         Place { slot: self.slot.get(), id: self.id }
     }
 
-    pub(super) fn peer(&self) -> SocketAddr {
-        self.peer
+    pub(super) fn peer(&self) -> &Address {
+        &self.peer
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {

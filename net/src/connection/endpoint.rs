@@ -17,7 +17,6 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
@@ -32,7 +31,7 @@ use crate::context::{self, Context};
 use crate::handler::Handler;
 use crate::registry::{HandlerCall, Resident};
 use crate::transport::{self, Transport};
-use crate::{Buffer, Connection};
+use crate::{Address, Buffer, Connection};
 
 /// Less room than this is not worth a receive call, unless the limit allows no more.
 const MIN_ROOM: usize = 4096;
@@ -51,12 +50,14 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     pub(crate) fn open(
         event_loop: &EventLoop,
         context: &Rc<Context>,
-        (socket, peer): (OwnedFd, SocketAddr),
+        (socket, peer): (OwnedFd, Address),
         transport: T,
     ) -> io::Result<Rc<Endpoint<T, H>>> {
         let core = Core::new(socket, peer, context.clone());
         let endpoint = Rc::new(Endpoint { handler: RefCell::new(None), core, transport });
-        let token = event_loop.register(Channel::from_source(endpoint.clone(), Interest::READ))?;
+        let token = event_loop
+            .register(Channel::from_source(endpoint.clone(), Interest::READ))
+            .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", endpoint.core)))?;
         endpoint.core.settle_in(token, context.registry.insert(endpoint.clone()));
         context.opened();
         Ok(endpoint)

@@ -9,6 +9,7 @@
 //! sent, [`reason`] how it ended.
 
 pub(crate) mod core;
+mod credentials;
 pub(crate) mod endpoint;
 mod handle;
 mod operation;
@@ -19,20 +20,19 @@ mod state;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::socket::{SockaddrStorage, getsockname};
 use ruduo_reactor::EventLoop;
+use ruduo_reactor::sys::socket;
 
 use self::core::Core;
+pub use self::credentials::PeerCredentials;
 pub use self::handle::{ConnectionHandle, HandlerHandle, SendError};
 use self::operation::{Operation, Payload};
 use self::output::{FileRange, Outgoing};
 pub use self::reason::CloseReason;
-use crate::{Buffer, ConnectionId, DecodeError};
+use crate::{Address, Buffer, ConnectionId, DecodeError};
 
 /// One connection, as its callbacks see it.
 ///
@@ -68,7 +68,7 @@ use crate::{Buffer, ConnectionId, DecodeError};
 /// | [`reset`](Connection::reset) | is dropped | is dropped | a reset |
 ///
 /// The first three wait for the peer's end, but not for ever
-/// ([`TcpServer::linger`](crate::TcpServer::linger)). Then
+/// ([`Server::linger`](crate::Server::linger)). Then
 /// [`Handler::on_close`](crate::Handler::on_close) is called with the reason.
 #[derive(Clone, Copy)]
 pub struct Connection<'l> {
@@ -88,20 +88,26 @@ impl<'l> Connection<'l> {
         self.core.place().id
     }
 
-    /// Where it comes from.
+    /// Where the other end is.
     #[must_use]
-    pub fn peer_addr(&self) -> SocketAddr {
-        self.core.peer()
+    pub fn peer_addr(&self) -> Address {
+        self.core.peer().clone()
     }
 
     /// Our end's address. Asks the kernel.
     ///
     /// # Errors
     /// Those of getsockname(2).
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        let address = getsockname::<SockaddrStorage>(self.core.socket().as_raw_fd())?;
-        socket_addr(&address)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "not an IP socket"))
+    pub fn local_addr(&self) -> io::Result<Address> {
+        socket::local_address(self.core.socket())
+    }
+
+    /// Whose process the other end of a Unix socket was when it connected. Asks the kernel.
+    ///
+    /// # Errors
+    /// Those of the system's call; there is one for connections by TCP.
+    pub fn peer_credentials(&self) -> io::Result<PeerCredentials> {
+        PeerCredentials::of(self.core.socket())
     }
 
     /// The loop that serves it.
@@ -167,7 +173,7 @@ impl<'l> Connection<'l> {
 
     /// Finishes: sends what is queued, then the end of our stream (FIN), goes on delivering what
     /// the peer sends until it finishes too, and closes. A peer that does nothing for the time
-    /// of [`linger`](crate::TcpServer::linger) is cut. What is sent after this is dropped.
+    /// of [`linger`](crate::Server::linger) is cut. What is sent after this is dropped.
     pub fn shutdown(&self) {
         self.in_order(Operation::Shutdown);
     }
@@ -254,7 +260,7 @@ impl<'l> Connection<'l> {
     /// Stops receiving, until [`resume_reading`](Connection::resume_reading) has been called as
     /// many times. The kernel's buffers fill, and then the peer has to wait. A peer that is gone
     /// meanwhile, or has finished after we have, is waited for no longer than
-    /// [`linger`](crate::TcpServer::linger): what it sent last is lost then.
+    /// [`linger`](crate::Server::linger): what it sent last is lost then.
     pub fn pause_reading(&self) {
         self.core.perform(self.event_loop, Operation::Pause);
     }
@@ -275,7 +281,7 @@ impl<'l> Connection<'l> {
     }
 
     /// How many bytes of input a handler may leave unconsumed
-    /// ([`TcpServer::input_limit`](crate::TcpServer::input_limit)): no message can be longer.
+    /// ([`Server::input_limit`](crate::Server::input_limit)): no message can be longer.
     #[must_use]
     pub fn input_limit(&self) -> usize {
         self.core.context.limits.input
@@ -380,11 +386,4 @@ impl fmt::Debug for Connection<'_> {
             .field("peer", &self.peer_addr())
             .finish_non_exhaustive()
     }
-}
-
-pub(crate) fn socket_addr(address: &SockaddrStorage) -> Option<SocketAddr> {
-    if let Some(v4) = address.as_sockaddr_in() {
-        return Some(std::net::SocketAddrV4::from(*v4).into());
-    }
-    address.as_sockaddr_in6().map(|v6| std::net::SocketAddrV6::from(*v6).into())
 }

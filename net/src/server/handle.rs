@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,6 +9,7 @@ use std::time::{Duration, Instant};
 use ruduo_reactor::{EventLoop, LoopHandle};
 
 use super::serving;
+use crate::Address;
 use crate::context::Counters;
 
 /// Reaches a running server from any thread. Cheap to clone; dropping it changes nothing.
@@ -43,7 +43,7 @@ pub struct ServerHandle {
 /// What a server's loops and its handles have in common.
 pub(super) struct Shared {
     pub(super) id: u64,
-    pub(super) local_addr: SocketAddr,
+    pub(super) local_addr: Address,
     pub(super) base: LoopHandle,
     pub(super) open: AtomicUsize,
     pub(super) accepted: AtomicU64,
@@ -57,7 +57,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(
-        local_addr: SocketAddr,
+        local_addr: Address,
         base: LoopHandle,
         counters: Vec<Arc<Counters>>,
     ) -> Shared {
@@ -89,8 +89,8 @@ const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 impl ServerHandle {
     /// Where the server listens: the real port, also after binding port 0.
     #[must_use]
-    pub fn local_addr(&self) -> SocketAddr {
-        self.shared.local_addr
+    pub fn local_addr(&self) -> &Address {
+        &self.shared.local_addr
     }
 
     /// Stops the server gracefully: it listens no more, the handlers are told
@@ -146,7 +146,7 @@ impl ServerHandle {
     }
 
     /// Connections closed as soon as accepted: beyond
-    /// [`max_connections`](crate::TcpServer::max_connections), or for want of descriptors.
+    /// [`max_connections`](crate::Server::max_connections), or for want of descriptors.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.shared.refused.load(Ordering::Relaxed)

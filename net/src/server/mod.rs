@@ -1,33 +1,31 @@
-//! TCP servers: how one is described.
+//! Servers: how one is described.
 //!
-//! This file is the description; [`callbacks`] turns closures into a handler, [`serving`] is the
-//! server at work on its loops, and [`handle`] reaches it from outside.
+//! This file is the description. [`listening`] is where one begins, on TCP or a Unix socket,
+//! [`serving`] is the server at work on its loops, and [`handle`] reaches it from outside.
 
-mod callbacks;
 mod handle;
+mod listening;
 mod serving;
 mod signals;
 
 use std::fmt;
 use std::io;
-use std::net::{TcpListener, ToSocketAddrs};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ruduo_reactor::{EventLoop, LoopPool, Placement};
 
-pub use self::callbacks::{CallbackHandler, Callbacks, CanStart, NoMessage, SomeCallbacks, Unset};
 pub use self::handle::ServerHandle;
-use crate::limits::Limits;
-use crate::listener::{self, ListenOptions};
-use crate::{Buffer, CloseReason, Connection, Handler};
+pub use self::listening::{TcpListenerBuilder, TcpServer, UnixListenerBuilder, UnixServer};
+use crate::callbacks::{CanStart, Unset, on_methods};
+use crate::limits::{Limits, connection_settings};
+use crate::listener::Listener;
+use crate::{Connection, Handler};
 
-/// A TCP server, as it is being described.
+/// A server, as it is being described.
 ///
-/// [`bind`](TcpServer::bind) makes one that listens. Say what it does in one of two ways: closures
-/// without state of their own, then [`start`](TcpServer::start); or a [`Handler`] made for each
-/// connection, by [`serve`](TcpServer::serve). Both give the server to the loop and return a
+/// [`TcpServer::bind`] and [`UnixServer::bind`] make one that listens. Say what it does in one of two ways: closures
+/// without state of their own, then [`start`](Server::start); or a [`Handler`] made for each
+/// connection, by [`serve`](Server::serve). Both give the server to the loop and return a
 /// [`ServerHandle`], which may be dropped.
 ///
 /// ```no_run
@@ -69,9 +67,9 @@ use crate::{Buffer, CloseReason, Connection, Handler};
 /// # std::io::Result::Ok(())
 /// ```
 #[must_use = "a server does nothing before `start` or `serve`"]
-pub struct TcpServer<'l, C = Unset> {
+pub struct Server<'l, C = Unset> {
     event_loop: &'l EventLoop,
-    listener: OwnedFd,
+    listener: Listener,
     settings: Settings,
     callbacks: C,
 }
@@ -101,93 +99,6 @@ impl Default for Settings {
     }
 }
 
-/// Settings of the listening socket that must come before it is bound; from
-/// [`TcpServer::builder`].
-#[derive(Clone, Copy, Debug)]
-#[must_use = "call bind"]
-pub struct ListenerBuilder<'l> {
-    event_loop: &'l EventLoop,
-    options: ListenOptions,
-}
-
-impl<'l> ListenerBuilder<'l> {
-    /// Lets several sockets listen on one port, among which the kernel spreads the connections
-    /// (SO_REUSEPORT). Off by default.
-    pub fn reuse_port(mut self, reuse_port: bool) -> Self {
-        self.options.reuse_port = reuse_port;
-        self
-    }
-
-    /// Makes an IPv6 socket refuse IPv4 peers. Off by default: `[::]` serves both.
-    pub fn ipv6_only(mut self, ipv6_only: bool) -> Self {
-        self.options.ipv6_only = ipv6_only;
-        self
-    }
-
-    /// Whether accepted sockets have TCP_NODELAY. On by default: all that a callback sends leaves
-    /// in one piece anyway, and Nagle's algorithm would only hold the piece back.
-    pub fn nodelay(mut self, nodelay: bool) -> Self {
-        self.options.nodelay = nodelay;
-        self
-    }
-
-    /// How many connections may wait to be accepted; 4,096 by default. The system caps it
-    /// (`net.core.somaxconn`).
-    pub fn backlog(mut self, backlog: u16) -> Self {
-        self.options.backlog = backlog;
-        self
-    }
-
-    /// Binds and listens, on the first of the addresses that can be bound. Port 0 is any free one;
-    /// [`ServerHandle::local_addr`] tells which.
-    ///
-    /// # Errors
-    /// What resolving the name, or bind(2) and listen(2), say, with the address.
-    pub fn bind(self, address: impl ToSocketAddrs) -> io::Result<TcpServer<'l>> {
-        let listener = listener::listen_on(address, self.options)?;
-        Ok(TcpServer::new(self.event_loop, listener))
-    }
-}
-
-/// # Listening
-impl<'l> TcpServer<'l> {
-    /// Binds and listens with the usual settings.
-    ///
-    /// # Errors
-    /// As [`ListenerBuilder::bind`].
-    pub fn bind(
-        event_loop: &'l EventLoop,
-        address: impl ToSocketAddrs,
-    ) -> io::Result<TcpServer<'l>> {
-        TcpServer::builder(event_loop).bind(address)
-    }
-
-    /// For settings that must come before binding.
-    pub fn builder(event_loop: &'l EventLoop) -> ListenerBuilder<'l> {
-        ListenerBuilder { event_loop, options: ListenOptions::default() }
-    }
-
-    /// A server on a socket that listens already, for example one that was inherited.
-    ///
-    /// # Errors
-    /// If it can't be made non-blocking or is not a TCP socket.
-    pub fn from_listener(
-        event_loop: &'l EventLoop,
-        listener: TcpListener,
-    ) -> io::Result<TcpServer<'l>> {
-        let context =
-            |e: io::Error| io::Error::new(e.kind(), format!("taking over a listener: {e}"));
-        listener.set_nonblocking(true).map_err(context)?;
-        let listener = OwnedFd::from(listener);
-        listener::prepare(&listener, ListenOptions::default()).map_err(context)?;
-        Ok(TcpServer::new(event_loop, listener))
-    }
-
-    fn new(event_loop: &'l EventLoop, listener: OwnedFd) -> TcpServer<'l> {
-        TcpServer { event_loop, listener, settings: Settings::default(), callbacks: Unset }
-    }
-}
-
 impl Settings {
     /// The loops that serve.
     fn start_pool(&mut self, event_loop: &EventLoop) -> io::Result<LoopPool> {
@@ -208,7 +119,7 @@ impl Settings {
     }
 }
 
-impl<'l, C> TcpServer<'l, C> {
+impl<'l, C> Server<'l, C> {
     /// The loop it was bound on, for timers and tasks that go with it.
     #[must_use]
     pub fn event_loop(&self) -> &'l EventLoop {
@@ -217,7 +128,7 @@ impl<'l, C> TcpServer<'l, C> {
 }
 
 /// # Settings
-impl<C> TcpServer<'_, C> {
+impl<C> Server<'_, C> {
     /// How many threads, each with a loop, serve the connections. With 0, the default, the loop
     /// the server was bound on does everything; otherwise it only accepts. The threads end with
     /// the server.
@@ -252,126 +163,31 @@ impl<C> TcpServer<'_, C> {
         self.settings.max_connections = max_connections;
         self
     }
-
-    /// How many bytes one receive can bring; 64 KiB by default. Each loop has a few buffers of
-    /// this size, shared by all connections.
-    pub fn read_size(mut self, bytes: usize) -> Self {
-        self.settings.limits.read_size = bytes;
-        self
-    }
-
-    /// How many bytes of input a handler may leave unconsumed; 1 MiB by default. A connection
-    /// that reaches it is closed ([`CloseReason::InputFull`]).
-    pub fn input_limit(mut self, bytes: usize) -> Self {
-        self.settings.limits.input = bytes;
-        self
-    }
-
-    /// When `high` bytes wait for the peer, reading from it pauses until only `low` are left:
-    /// who does not read the answers gets to ask no more. 1 MiB and 256 KiB by default.
-    pub fn water_marks(mut self, low: usize, high: usize) -> Self {
-        self.settings.limits.low_water = low;
-        self.settings.limits.high_water = high;
-        self
-    }
-
-    /// How many bytes of memory output may hold; 64 MiB by default. Sending more closes the
-    /// connection ([`CloseReason::OutputFull`]).
-    pub fn output_limit(mut self, bytes: usize) -> Self {
-        self.settings.limits.output = bytes;
-        self
-    }
-
-    /// How long (between once and twice as long) a connection that is ending waits without any
-    /// progress: of the output that is still
-    /// pending, and after our end of the stream, of what the peer still sends. (What is thrown away,
-    /// after `finish` or `reject`, is no progress.) 5 s by default.
-    pub fn linger(mut self, linger: Duration) -> Self {
-        self.settings.limits.linger = linger;
-        self
-    }
 }
 
-/// Defines a method that sets one closure.
-macro_rules! on {
-    ($(#[$doc:meta])* $name:ident, $field:ident, $($argument:ty),*) => {
-        $(#[$doc])*
-        pub fn $name(
-            self,
-            f: impl Fn(&Connection<'_>, $($argument),*) + Send + Sync + 'static,
-        ) -> TcpServer<'l, Callbacks<C::Message>> {
-            self.map_callbacks(|callbacks| {
-                let mut callbacks = callbacks.into_callbacks();
-                callbacks.rest.$field = Some(Box::new(f));
-                callbacks
-            })
-        }
-    };
-}
+connection_settings!(Server);
+on_methods!(Server);
 
-/// # Behaviour by closures
-///
-/// They are shared by all connections and threads. The callbacks are those of [`Handler`].
-impl<'l, C: SomeCallbacks> TcpServer<'l, C> {
-    /// See [`Handler::on_message`].
-    pub fn on_message<F>(self, f: F) -> TcpServer<'l, Callbacks<F>>
-    where
-        F: Fn(&Connection<'_>, &mut Buffer) + Send + Sync + 'static,
-    {
-        self.map_callbacks(|callbacks| Callbacks {
-            message: f,
-            rest: callbacks.into_callbacks().rest,
-        })
+impl<'l, C> Server<'l, C> {
+    fn limits(&mut self) -> &mut Limits {
+        &mut self.settings.limits
     }
 
-    on!(
-        /// See [`Handler::on_connect`].
-        on_connect, connect,
-    );
-    on!(
-        /// See [`Handler::on_write_complete`].
-        on_write_complete, write_complete,
-    );
-    on!(
-        /// See [`Handler::on_high_water`].
-        on_high_water, high_water, usize
-    );
-    on!(
-        /// See [`Handler::on_low_water`].
-        on_low_water, low_water,
-    );
-    on!(
-        /// See [`Handler::on_half_close`].
-        on_half_close, half_close,
-    );
-    on!(
-        /// See [`Handler::on_timer`].
-        on_timer, timer, u64
-    );
-    on!(
-        /// See [`Handler::on_stopping`].
-        on_stopping, stopping,
-    );
-    on!(
-        /// See [`Handler::on_close`].
-        on_close, close, &CloseReason
-    );
-
-    fn map_callbacks<D>(self, f: impl FnOnce(C) -> D) -> TcpServer<'l, D> {
-        let TcpServer { event_loop, listener, settings, callbacks } = self;
-        TcpServer { event_loop, listener, settings, callbacks: f(callbacks) }
+    fn map_callbacks<D>(self, f: impl FnOnce(C) -> D) -> Server<'l, D> {
+        let Server { event_loop, listener, settings, callbacks } = self;
+        Server { event_loop, listener, settings, callbacks: f(callbacks) }
     }
 }
 
 /// # Starting
-impl<C: CanStart> TcpServer<'_, C> {
+impl<C: CanStart> Server<'_, C> {
     /// Starts accepting connections for the closures.
     ///
     /// # Errors
     /// Settings that contradict each other; what kept the threads from starting or the listener
     /// from being watched.
     pub fn start(self) -> io::Result<ServerHandle> {
-        let TcpServer { event_loop, listener, settings, callbacks } = self;
+        let Server { event_loop, listener, settings, callbacks } = self;
         let handler = callbacks.into_handler();
         serving::start(event_loop, listener, settings, move |_| {
             let handler = handler.clone();
@@ -381,7 +197,7 @@ impl<C: CanStart> TcpServer<'_, C> {
 }
 
 /// # Starting, with state
-impl TcpServer<'_> {
+impl Server<'_> {
     /// Starts accepting connections, with a handler made for each by `factory`, on the
     /// connection's own loop. The factory may already use the connection, as
     /// [`Handler::on_connect`] may, which comes next.
@@ -399,7 +215,7 @@ impl TcpServer<'_> {
     /// ```
     ///
     /// # Errors
-    /// As [`start`](TcpServer::start).
+    /// As [`start`](Server::start).
     pub fn serve<F, H>(self, factory: F) -> io::Result<ServerHandle>
     where
         F: Fn(&Connection<'_>) -> H + Send + Sync + 'static,
@@ -437,20 +253,20 @@ impl TcpServer<'_> {
     /// ```
     ///
     /// # Errors
-    /// As [`start`](TcpServer::start).
+    /// As [`start`](Server::start).
     pub fn serve_per_loop<P, F, H>(self, per_loop: P) -> io::Result<ServerHandle>
     where
         P: Fn(&EventLoop) -> F + Send + Sync + 'static,
         F: FnMut(&Connection<'_>) -> H + 'static,
         H: Handler,
     {
-        let TcpServer { event_loop, listener, settings, callbacks: Unset } = self;
+        let Server { event_loop, listener, settings, callbacks: Unset } = self;
         serving::start(event_loop, listener, settings, per_loop)
     }
 }
 
-impl<C> fmt::Debug for TcpServer<'_, C> {
+impl<C> fmt::Debug for Server<'_, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TcpServer").field("listener", &self.listener).finish_non_exhaustive()
+        f.debug_struct("Server").field("listener", &self.listener).finish_non_exhaustive()
     }
 }

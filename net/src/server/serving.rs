@@ -14,7 +14,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,8 +29,9 @@ use crate::connection::CloseReason;
 use crate::connection::endpoint::Endpoint;
 use crate::context::{Context, Counters};
 use crate::limits::Limits;
+use crate::listener::Listener;
 use crate::transport::Plain;
-use crate::{Connection, Handler, listener};
+use crate::{Address, Connection, Handler};
 
 /// The servers of one loop; its `local` value.
 #[derive(Default)]
@@ -55,7 +55,7 @@ impl Servers {
 /// Gives a server to its loops.
 pub(super) fn start<P, F, H>(
     event_loop: &EventLoop,
-    listener: OwnedFd,
+    listener: Listener,
     mut settings: Settings,
     per_loop: P,
 ) -> io::Result<ServerHandle>
@@ -65,11 +65,11 @@ where
     H: Handler,
 {
     let Settings { max_connections, limits, .. } = settings;
-    limits.check()?;
-    let local_addr = listener::local_addr(&listener)?;
+    limits.check().map_err(|e| io::Error::new(e.kind(), format!("starting a server: {e}")))?;
+    let local_addr = listener.address().clone();
     let pool = settings.start_pool(event_loop)?;
     let counters: Vec<Arc<Counters>> = pool.loops().iter().map(|_| Arc::default()).collect();
-    let shared = Arc::new(Shared::new(local_addr, event_loop.handle(), counters.clone()));
+    let shared = Arc::new(Shared::new(local_addr.clone(), event_loop.handle(), counters.clone()));
 
     let (per_loop, base) = (Arc::new(per_loop), event_loop.handle());
     for (handle, counters) in pool.loops().iter().zip(counters) {
@@ -172,7 +172,7 @@ struct Base {
 type Continuation = Box<dyn FnOnce(&EventLoop)>;
 
 impl Acceptance for Base {
-    fn accepted(&self, event_loop: &EventLoop, socket: OwnedFd, peer: SocketAddr) {
+    fn accepted(&self, event_loop: &EventLoop, socket: OwnedFd, peer: Address) {
         let shared = &self.shared;
         if shared.open.load(Ordering::Relaxed) >= self.max_connections {
             self.refused();
@@ -181,7 +181,7 @@ impl Acceptance for Base {
         }
         shared.accepted.fetch_add(1, Ordering::Relaxed);
         let pool = self.pool.borrow();
-        let Some(chosen) = pool.as_ref().and_then(|pool| pool.place(key(peer))) else {
+        let Some(chosen) = pool.as_ref().and_then(|pool| pool.place(key(&peer))) else {
             if shared.lost.fetch_add(1, Ordering::Relaxed) == 0 {
                 log::error!("closing connections to {}: all loops have ended", shared.local_addr);
             }
@@ -203,14 +203,18 @@ impl Acceptance for Base {
 }
 
 /// By which [`Placement::Hash`](ruduo_reactor::Placement) sends a peer to the same loop again.
-fn key(peer: SocketAddr) -> u64 {
+/// The port is not part of it: the connections of one host go together.
+fn key(peer: &Address) -> u64 {
     let mut hasher = DefaultHasher::new();
-    peer.ip().hash(&mut hasher);
+    match peer {
+        Address::Ip(address) => address.ip().hash(&mut hasher),
+        Address::Unix(name) => name.hash(&mut hasher),
+    }
     hasher.finish()
 }
 
 /// On the chosen loop: makes the connection.
-fn adopt(event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: SocketAddr) {
+fn adopt(event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: Address) {
     if let Some(server) = event_loop.local::<Servers>().serving(ticket.shared.id) {
         server.adopt(event_loop, ticket, socket, peer);
     } else {
@@ -299,7 +303,7 @@ fn report(base: &LoopHandle, id: u64) {
 
 /// A server's part on a loop that serves its connections, whatever its handlers are.
 trait Serve {
-    fn adopt(&self, event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: SocketAddr);
+    fn adopt(&self, event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: Address);
     /// Tells the handlers, if this is the `first` time, and cuts at the deadline what is left.
     fn stop(&self, event_loop: &EventLoop, deadline: Instant, first: bool);
     /// Cuts what is left now.
@@ -334,14 +338,14 @@ where
     F: FnMut(&Connection<'_>) -> H + 'static,
     H: Handler,
 {
-    fn adopt(&self, event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: SocketAddr) {
+    fn adopt(&self, event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: Address) {
         let make_handler = |conn: &Connection<'_>| (self.factory.borrow_mut())(conn);
         match Endpoint::open(event_loop, &self.context, (socket, peer), Plain) {
             Ok(endpoint) => {
                 ticket.keep();
                 endpoint.begin(event_loop, make_handler);
             }
-            Err(e) => log::error!("closing the connection of {peer}: {e}"),
+            Err(e) => log::error!("closing {e}"),
         }
     }
 

@@ -5,6 +5,7 @@
 //! crate uses that; what is here is what nix lacks or makes awkward (`epoll_pwait2`, `accept4`
 //! with the peer's address, receiving without zero-filling, signal handlers).
 
+pub mod address;
 pub(crate) mod current;
 #[cfg(target_os = "linux")]
 pub(crate) mod epoll;

@@ -4,11 +4,12 @@
 //! and no caller could do anything else.
 
 use std::io::{self, IoSlice};
-use std::mem::{self, MaybeUninit};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::mem;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use super::check_len;
+use super::address::{Address, RawAddress};
+use super::{check, check_len};
 
 /// The most slices that [`send_slices`] takes. More would need a longer array on the stack for a
 /// case that the kernel's own socket buffer bounds anyway.
@@ -18,23 +19,85 @@ pub const MAX_SLICES: usize = 16;
 ///
 /// # Errors
 /// Those of accept(2), `WouldBlock` when nobody waits.
-pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketAddr)> {
-    let mut storage = MaybeUninit::<libc::sockaddr_storage>::zeroed();
-    let mut len = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Address)> {
+    let mut peer = RawAddress::empty();
+    let (address, len) = peer.as_mut_ptrs();
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: address and length are valid for writing, the length says how much room there is.
     let fd = retry(|| unsafe {
-        libc::accept4(
-            listener.as_raw_fd(),
-            storage.as_mut_ptr().cast(),
-            &raw mut len,
-            libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
-        ) as libc::ssize_t
+        libc::accept4(listener.as_raw_fd(), address, len, flags) as libc::ssize_t
     })?;
     // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) };
-    // SAFETY: the storage was zeroed, which is a valid sockaddr_storage, before the kernel wrote.
-    let storage = unsafe { storage.assume_init() };
-    Ok((fd, address(&storage)))
+    Ok((fd, peer.decode()))
+}
+
+/// A new stream socket for `address`: non-blocking, close-on-exec, bound and connected to nothing.
+///
+/// # Errors
+/// Those of socket(2).
+pub fn stream(address: &Address) -> io::Result<OwnedFd> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+    let family = match address {
+        Address::Ip(SocketAddr::V4(_)) => AddressFamily::Inet,
+        Address::Ip(SocketAddr::V6(_)) => AddressFamily::Inet6,
+        Address::Unix(_) => AddressFamily::Unix,
+    };
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    Ok(socket(family, SockType::Stream, flags, None)?)
+}
+
+/// Gives a socket its own address.
+///
+/// # Errors
+/// Those of bind(2); `InvalidInput` for a name of a Unix socket that cannot be one.
+pub fn bind(socket: BorrowedFd<'_>, address: &Address) -> io::Result<()> {
+    let raw = RawAddress::encode(address)?;
+    // SAFETY: the pointer is valid for reading the length that goes with it.
+    check(unsafe { libc::bind(socket.as_raw_fd(), raw.as_ptr(), raw.len()) })?;
+    Ok(())
+}
+
+/// Begins to connect a non-blocking socket, or connects it. When it is writable, SO_ERROR tells the
+/// outcome.
+///
+/// # Errors
+/// Those of connect(2): `EINPROGRESS` is the usual one. An interrupted call is `EINPROGRESS` too:
+/// it goes on, and must not be made again.
+pub fn connect(socket: BorrowedFd<'_>, address: &Address) -> io::Result<()> {
+    let raw = RawAddress::encode(address)?;
+    // SAFETY: the pointer is valid for reading the length that goes with it.
+    match check(unsafe { libc::connect(socket.as_raw_fd(), raw.as_ptr(), raw.len()) }) {
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => {
+            Err(io::Error::from_raw_os_error(libc::EINPROGRESS))
+        }
+        outcome => outcome.map(|_| ()),
+    }
+}
+
+/// A socket's own address.
+///
+/// # Errors
+/// Those of getsockname(2).
+pub fn local_address(socket: BorrowedFd<'_>) -> io::Result<Address> {
+    let mut raw = RawAddress::empty();
+    let (address, len) = raw.as_mut_ptrs();
+    // SAFETY: address and length are valid for writing, the length says how much room there is.
+    check(unsafe { libc::getsockname(socket.as_raw_fd(), address, len) })?;
+    Ok(raw.decode())
+}
+
+/// The address of the socket that this one is connected to.
+///
+/// # Errors
+/// Those of getpeername(2): `NotConnected`.
+pub fn peer_address(socket: BorrowedFd<'_>) -> io::Result<Address> {
+    let mut raw = RawAddress::empty();
+    let (address, len) = raw.as_mut_ptrs();
+    // SAFETY: address and length are valid for writing, the length says how much room there is.
+    check(unsafe { libc::getpeername(socket.as_raw_fd(), address, len) })?;
+    Ok(raw.decode())
 }
 
 /// Receives into the spare room of `bytes` and lengthens it by what came. The room is not zeroed
@@ -146,26 +209,5 @@ fn failed(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
         if let Ok(n) = check_len(call()) {
             return Ok(n);
         }
-    }
-}
-
-/// The socket address in what the kernel wrote. Families without one (Unix) read as `0.0.0.0:0`.
-fn address(storage: &libc::sockaddr_storage) -> SocketAddr {
-    match libc::c_int::from(storage.ss_family) {
-        libc::AF_INET => {
-            // SAFETY: the family says that the kernel wrote a sockaddr_in, which fits and is
-            // aligned in a sockaddr_storage.
-            let v4 = unsafe { &*(&raw const *storage).cast::<libc::sockaddr_in>() };
-            let ip = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
-            SocketAddrV4::new(ip, u16::from_be(v4.sin_port)).into()
-        }
-        libc::AF_INET6 => {
-            // SAFETY: as above, for sockaddr_in6.
-            let v6 = unsafe { &*(&raw const *storage).cast::<libc::sockaddr_in6>() };
-            let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
-            let port = u16::from_be(v6.sin6_port);
-            SocketAddrV6::new(ip, port, v6.sin6_flowinfo, v6.sin6_scope_id).into()
-        }
-        _ => SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0).into(),
     }
 }

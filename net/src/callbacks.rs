@@ -1,14 +1,15 @@
-//! Servers whose behaviour is a few closures without state of their own.
+//! Servers and clients whose behaviour is a few closures without state of their own: the
+//! types in which those are kept. Programs need not name them.
 
 use std::sync::Arc;
 
 use crate::{Buffer, CloseReason, Connection, Handler};
 
-/// A server that has neither closures nor a handler yet.
+/// One that has neither closures nor a handler yet.
 #[derive(Debug)]
 pub struct Unset;
 
-/// A server with closures, but none for messages.
+/// One with closures, but none for messages.
 #[derive(Debug)]
 pub struct NoMessage;
 
@@ -17,24 +18,30 @@ type OnHighWater = Box<dyn Fn(&Connection<'_>, usize) + Send + Sync>;
 type OnTimer = Box<dyn Fn(&Connection<'_>, u64) + Send + Sync>;
 type OnClose = Box<dyn Fn(&Connection<'_>, &CloseReason) + Send + Sync>;
 
-/// The closures of a server; `M` is the one for messages.
+/// The closures of a server or client; `M` is the one for messages.
 #[expect(missing_debug_implementations, reason = "closures have nothing to show")]
 pub struct Callbacks<M> {
-    pub(super) message: M,
-    pub(super) rest: Rest,
+    pub(crate) message: M,
+    pub(crate) rest: Rest,
+}
+
+impl<M> Callbacks<M> {
+    pub(crate) fn with_message<N>(self, message: N) -> Callbacks<N> {
+        Callbacks { message, rest: self.rest }
+    }
 }
 
 /// What has a default if it is not set: that of [`Handler`].
 #[derive(Default)]
-pub(super) struct Rest {
-    pub(super) connect: Option<OnEvent>,
-    pub(super) write_complete: Option<OnEvent>,
-    pub(super) high_water: Option<OnHighWater>,
-    pub(super) low_water: Option<OnEvent>,
-    pub(super) half_close: Option<OnEvent>,
-    pub(super) timer: Option<OnTimer>,
-    pub(super) stopping: Option<OnEvent>,
-    pub(super) close: Option<OnClose>,
+pub(crate) struct Rest {
+    pub(crate) connect: Option<OnEvent>,
+    pub(crate) write_complete: Option<OnEvent>,
+    pub(crate) high_water: Option<OnHighWater>,
+    pub(crate) low_water: Option<OnEvent>,
+    pub(crate) half_close: Option<OnEvent>,
+    pub(crate) timer: Option<OnTimer>,
+    pub(crate) stopping: Option<OnEvent>,
+    pub(crate) close: Option<OnClose>,
 }
 
 /// What can be turned into closures: none yet, or some.
@@ -59,9 +66,9 @@ impl<M> SomeCallbacks for Callbacks<M> {
     }
 }
 
-/// Closures with which a server can start.
+/// Closures with which one can start.
 #[diagnostic::on_unimplemented(
-    message = "this server cannot start: it has no callback for messages",
+    message = "this cannot start: it has no callback for messages",
     label = "call `.on_message(|conn, input| ..)` before `start`, or `serve` instead of it"
 )]
 pub trait CanStart {
@@ -81,7 +88,7 @@ where
     }
 }
 
-/// Calls a server's closures for one connection.
+/// Calls the closures for one connection.
 #[expect(missing_debug_implementations, reason = "closures have nothing to show")]
 pub struct CallbackHandler<M>(Arc<Callbacks<M>>);
 
@@ -151,3 +158,52 @@ where
         }
     }
 }
+
+/// The methods of a builder that set closures. It has a method `map_callbacks`.
+macro_rules! on_methods {
+    ($builder:ident) => {
+        /// # Behaviour by closures
+        ///
+        /// They are shared by all connections and threads. The callbacks are those of
+        /// [`Handler`](crate::Handler).
+        impl<'l, C: $crate::callbacks::SomeCallbacks> $builder<'l, C> {
+            /// See [`Handler::on_message`](crate::Handler::on_message).
+            pub fn on_message<F>(self, f: F) -> $builder<'l, $crate::callbacks::Callbacks<F>>
+            where
+                F: Fn(&$crate::Connection<'_>, &mut $crate::Buffer) + Send + Sync + 'static,
+            {
+                self.map_callbacks(|callbacks| callbacks.into_callbacks().with_message(f))
+            }
+
+            $crate::callbacks::on_method!($builder, on_connect, connect);
+            $crate::callbacks::on_method!($builder, on_write_complete, write_complete);
+            $crate::callbacks::on_method!($builder, on_high_water, high_water, usize);
+            $crate::callbacks::on_method!($builder, on_low_water, low_water);
+            $crate::callbacks::on_method!($builder, on_half_close, half_close);
+            $crate::callbacks::on_method!($builder, on_timer, timer, u64);
+            $crate::callbacks::on_method!($builder, on_stopping, stopping);
+            $crate::callbacks::on_method!($builder, on_close, close, &$crate::CloseReason);
+        }
+    };
+}
+
+/// One of them.
+macro_rules! on_method {
+    ($builder:ident, $name:ident, $field:ident $(, $argument:ty)*) => {
+        #[doc = concat!(
+            "See [`Handler::", stringify!($name), "`](crate::Handler::", stringify!($name), ")."
+        )]
+        pub fn $name(
+            self,
+            f: impl Fn(&$crate::Connection<'_>, $($argument),*) + Send + Sync + 'static,
+        ) -> $builder<'l, $crate::callbacks::Callbacks<C::Message>> {
+            self.map_callbacks(|callbacks| {
+                let mut callbacks = callbacks.into_callbacks();
+                callbacks.rest.$field = Some(Box::new(f));
+                callbacks
+            })
+        }
+    };
+}
+
+pub(crate) use {on_method, on_methods};

@@ -1,0 +1,249 @@
+//! Unix sockets: the same server on another kind of address, and the file that goes with it.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use common::program::{Program, binary};
+use common::{DEADLINE, Running, serve, within};
+use nix::sys::signal::Signal;
+use ruduo::{Address, EventLoop, Server, ServerHandle, TcpServer, UnixAddress, UnixServer};
+
+/// A folder that goes with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Folder {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("ruduo-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.join("x.sock")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+fn echo(server: Server<'_>) -> io::Result<ServerHandle> {
+    server.on_message(|conn, input| conn.send_buffer(input)).start()
+}
+
+fn serve_at(path: &Path) -> Running {
+    let path = path.to_owned();
+    serve(move |event_loop| echo(UnixServer::bind(event_loop, path)?))
+}
+
+fn assert_echoes(mut stream: UnixStream) {
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(b"hello").unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).unwrap();
+    assert_eq!(all, b"hello");
+}
+
+#[test]
+fn a_path_is_served_and_its_file_goes_when_the_server_stops() {
+    alone!().run(|| {
+        let folder = Folder::new();
+        let running = serve_at(&folder.socket());
+        let address = Address::Unix(UnixAddress::Path(folder.socket()));
+        assert_eq!(running.server.local_addr(), &address);
+        assert_echoes(UnixStream::connect(folder.socket()).unwrap());
+        running.server.stop(Duration::ZERO);
+        running.server.wait().unwrap();
+        assert!(!folder.socket().exists());
+    });
+}
+
+#[test]
+fn a_relative_path_is_removed_also_after_the_folder_was_changed() {
+    alone!().run(|| {
+        let folder = Folder::new();
+        let before = std::env::current_dir().unwrap();
+        std::env::set_current_dir(&folder.0).unwrap();
+        let running = serve(|event_loop| echo(Server::bind(event_loop, "unix:x.sock")?));
+        std::env::set_current_dir(before).unwrap();
+        assert_echoes(UnixStream::connect(folder.socket()).unwrap());
+        drop(running);
+        assert!(!folder.socket().exists());
+    });
+}
+
+#[test]
+fn a_file_that_a_dead_server_has_left_is_replaced() {
+    alone!().run(|| {
+        let folder = Folder::new();
+        drop(UnixListener::bind(folder.socket()).unwrap());
+        assert!(fs::metadata(folder.socket()).unwrap().file_type().is_socket());
+        let running = serve_at(&folder.socket());
+        assert_echoes(UnixStream::connect(folder.socket()).unwrap());
+        drop(running);
+    });
+}
+
+#[test]
+fn where_somebody_listens_the_address_is_in_use() {
+    alone!().run(|| {
+        let folder = Folder::new();
+        let running = serve_at(&folder.socket());
+        let event_loop = EventLoop::new().unwrap();
+        let error = UnixServer::bind(&event_loop, folder.socket()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(error.to_string().contains("x.sock"), "{error}");
+        assert_echoes(UnixStream::connect(folder.socket()).unwrap());
+        drop(running);
+    });
+}
+
+#[test]
+fn a_file_that_is_no_socket_is_left_alone() {
+    alone!().run(|| {
+        let folder = Folder::new();
+        fs::write(folder.socket(), "precious").unwrap();
+        let event_loop = EventLoop::new().unwrap();
+        let error = UnixServer::bind(&event_loop, folder.socket()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(fs::read_to_string(folder.socket()).unwrap(), "precious");
+    });
+}
+
+#[test]
+fn the_file_of_a_successor_stays() {
+    alone!().run(|| {
+        let folder = Folder::new();
+        let running = serve_at(&folder.socket());
+        fs::remove_file(folder.socket()).unwrap();
+        let successor = serve_at(&folder.socket());
+        drop(running);
+        assert_echoes(UnixStream::connect(folder.socket()).unwrap());
+        drop(successor);
+        assert!(!folder.socket().exists());
+    });
+}
+
+#[test]
+fn permissions_are_those_asked_for() {
+    alone!().run(|| {
+        let folder = Folder::new();
+        let path = folder.socket();
+        let running =
+            serve(move |event_loop| echo(UnixServer::builder(event_loop).mode(0o606).bind(path)?));
+        let mode = fs::metadata(folder.socket()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o606);
+        drop(running);
+    });
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_abstract_name_needs_no_file() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
+
+    alone!().run(|| {
+        let name = format!("ruduo-test-{}", std::process::id());
+        let address = format!("unix:@{name}");
+        let running = {
+            let address = address.clone();
+            serve(move |event_loop| echo(Server::bind(event_loop, address)?))
+        };
+        assert_eq!(running.server.local_addr().to_string(), address);
+        let there = SocketAddr::from_abstract_name(name).unwrap();
+        assert_echoes(UnixStream::connect_addr(&there).unwrap());
+        drop(running);
+    });
+}
+
+#[test]
+fn a_connection_tells_whose_it_is() {
+    alone!().run(|| {
+        let folder = Folder::new();
+        let path = folder.socket();
+        let running = serve(move |event_loop| {
+            UnixServer::bind(event_loop, path)?
+                .on_connect(|conn| {
+                    let peer = conn.peer_credentials().unwrap();
+                    conn.send(format!("{} {:?} {}", peer.uid, peer.pid, conn.peer_addr()));
+                    conn.finish();
+                })
+                .on_message(|_, _| {})
+                .start()
+        });
+        let mut told = String::new();
+        UnixStream::connect(folder.socket()).unwrap().read_to_string(&mut told).unwrap();
+        let (uid, pid) = (nix::unistd::getuid(), Some(std::process::id()));
+        assert_eq!(told, format!("{uid} {pid:?} unix:"));
+        drop(running);
+    });
+}
+
+#[test]
+fn tcp_connections_have_no_credentials() {
+    alone!().run(|| {
+        let running = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_connect(|conn| {
+                    conn.send(conn.peer_credentials().unwrap_err().to_string());
+                    conn.finish();
+                })
+                .on_message(|_, _| {})
+                .start()
+        });
+        let told = common::read_to_end(&running.connect()).unwrap();
+        assert!(!told.is_empty());
+    });
+}
+
+#[test]
+fn an_address_of_the_other_kind_is_refused_with_the_cure() {
+    alone!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        for error in [
+            TcpServer::bind(&event_loop, "unix:@x").unwrap_err(),
+            UnixServer::bind(&event_loop, "127.0.0.1:0").unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+            assert!(error.to_string().contains("Server::bind"), "{error}");
+        }
+    });
+}
+
+#[test]
+fn a_name_too_long_is_an_error_that_says_so() {
+    alone!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let error = Server::bind(&event_loop, format!("unix:{}", "x".repeat(200))).unwrap_err();
+        assert!(error.to_string().contains("107 bytes, and this one 200"), "{error}");
+    });
+}
+
+#[test]
+fn the_echo_example_serves_a_path_and_removes_it() {
+    alone!().run(|| {
+        let folder = Folder::new();
+        let path = folder.socket();
+        let program = Program::spawn(Command::new(binary("echo")).arg("--unix").arg(&path));
+        assert_eq!(within(&program.lines), format!("listening on unix:{}", path.display()));
+        assert_echoes(UnixStream::connect(&path).unwrap());
+        program.ends_well_on(Signal::SIGTERM);
+        assert!(!path.exists());
+    });
+}
