@@ -42,8 +42,8 @@ pub use ruduo_net::{
 };
 pub use ruduo_reactor::{
     Channel, Event, EventLoop, EventLoopBuilder, Events, Interest, LoopHandle, LoopPool,
-    LoopPoolBuilder, LoopThread, Mode, PanicPolicy, Panicked, Placement, Poller, PollerKind,
-    PostError, Ready, Signal, SignalId, Source, TimerId, Token, Waker, WakerKind,
+    LoopPoolBuilder, LoopThread, Mode, Notifier, NotifierKind, PanicPolicy, Panicked, Placement,
+    Poller, PollerKind, PostError, Ready, Signal, SignalId, Source, TimerId, Token,
 };
 
 /// The README's code is compiled too.

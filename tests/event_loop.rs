@@ -11,14 +11,15 @@ use std::sync::mpsc;
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use bare_loop::{Record, assert_exited_well, exit_child, fork_here, forked, pair, run};
+use bare_loop::{
+    Record, assert_exited_well, exit_child, fork_here, forked, notifier_kinds, pair, run,
+};
 use common::{DEADLINE, within};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use ruduo::{
     Channel, Event, EventLoop, Interest, LoopHandle, LoopPool, LoopThread, PostError, Signal,
-    WakerKind,
 };
 
 #[test]
@@ -280,9 +281,9 @@ fn b40_a_loop_that_never_ran_ends_the_same_way() {
 #[test]
 fn a_handle_outlives_its_loop() {
     alone!().run(|| {
-        for kind in [WakerKind::Eventfd, WakerKind::SocketPair, WakerKind::Pipe] {
-            let handle = EventLoop::builder().waker(kind).build().unwrap().handle();
-            let event_loop = EventLoop::builder().waker(kind).build().unwrap();
+        for kind in notifier_kinds() {
+            let handle = EventLoop::builder().notifiers(*kind).build().unwrap().handle();
+            let event_loop = EventLoop::builder().notifiers(*kind).build().unwrap();
             assert_ne!(handle, event_loop.handle());
             // It reaches neither the dead loop nor the one that has its descriptors' place.
             handle.quit();

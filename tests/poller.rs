@@ -12,13 +12,12 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bare_loop::{FEW_TURNS, pair};
+use bare_loop::{FEW_TURNS, notifier_kinds, pair};
 use common::DEADLINE;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use ruduo::{Events, Interest, Mode, Poller, PollerKind, Ready, Token, Waker, WakerKind};
+use ruduo::{Events, Interest, Mode, Notifier, Poller, Ready, Token};
 
 const MODES: [Mode; 3] = [Mode::Level, Mode::Edge, Mode::OneShot];
-const WAKERS: [WakerKind; 3] = [WakerKind::Eventfd, WakerKind::SocketPair, WakerKind::Pipe];
 
 /// What is ready within `timeout`, by token.
 fn ready(poller: &Poller, timeout: Duration) -> Vec<(u64, Ready)> {
@@ -37,7 +36,7 @@ fn ready_now(poller: &Poller) -> Vec<(u64, Ready)> {
 #[test]
 fn registrations_are_per_descriptor() {
     alone!().run(|| {
-        let poller = Poller::with_kind(PollerKind::default()).unwrap();
+        let poller = Poller::new().unwrap();
         let (mut near, far) = pair();
         let kind = |outcome: io::Result<()>| outcome.unwrap_err().kind();
 
@@ -171,12 +170,12 @@ fn a_timeout_is_never_early() {
     });
 }
 
-/// Waits while another thread, after a moment, uses the waker.
-fn wait_until_woken(poller: &Poller, waker: &Waker, timeout: Option<Duration>) {
+/// Waits while another thread, after a moment, uses the notifier.
+fn wait_until_woken(poller: &Poller, notifier: &Notifier, timeout: Option<Duration>) {
     thread::scope(|scope| {
         scope.spawn(|| {
             thread::park_timeout(Duration::from_millis(20));
-            waker.wake().unwrap();
+            notifier.notify().unwrap();
         });
         let (mut events, mut waits) = (Events::with_capacity(4), 0);
         while events.is_empty() {
@@ -184,19 +183,19 @@ fn wait_until_woken(poller: &Poller, waker: &Waker, timeout: Option<Duration>) {
             waits += 1;
         }
         let events: Vec<_> = events.iter().map(|event| (event.token.0, event.ready)).collect();
-        assert_eq!(events, [(9, Ready::READ)], "{waker:?}");
+        assert_eq!(events, [(9, Ready::READ)], "{notifier:?}");
         assert!(waits < FEW_TURNS, "{timeout:?}: {waits} waits");
     });
 }
 
 fn b51_long_timeouts() {
     let poller = Poller::new().unwrap();
-    let waker = poller.waker(Token(9), WakerKind::Eventfd).unwrap();
+    let notifier = poller.notifier(Token(9)).unwrap();
     let days = |n: u64| Duration::from_secs(n * 86_400);
     // 2^32 ms is where an int of milliseconds comes round to "at once".
     let round = Duration::from_millis(1 << 32);
     for timeout in [days(25), days(40), round, days(300), Duration::MAX] {
-        wait_until_woken(&poller, &waker, Some(timeout));
+        wait_until_woken(&poller, &notifier, Some(timeout));
     }
 }
 
@@ -213,14 +212,14 @@ fn b51_the_longest_timeouts_wait_without_epoll_pwait2() {
 }
 
 #[test]
-fn a_waker_ends_the_wait_in_progress() {
+fn a_notifier_ends_the_wait_in_progress() {
     alone!().run(|| {
-        for kind in WAKERS {
+        for kind in notifier_kinds() {
             let poller = Poller::new().unwrap();
-            let waker = poller.waker(Token(9), kind).unwrap();
+            let notifier = poller.notifier_with_kind(Token(9), *kind).unwrap();
             for _ in 0..5 {
-                wait_until_woken(&poller, &waker, None);
-                waker.acknowledge();
+                wait_until_woken(&poller, &notifier, None);
+                notifier.acknowledge();
                 assert_eq!(ready_now(&poller), [], "{kind:?}");
             }
         }
@@ -228,39 +227,39 @@ fn a_waker_ends_the_wait_in_progress() {
 }
 
 #[test]
-fn a_waker_ends_the_next_wait_and_wakeups_may_be_seen_as_one() {
+fn a_notifier_ends_the_next_wait_and_notifications_may_be_seen_as_one() {
     alone!().run(|| {
-        for kind in WAKERS {
+        for kind in notifier_kinds() {
             let poller = Poller::new().unwrap();
-            let waker = poller.waker(Token(9), kind).unwrap();
-            for wakeups in [1, 2, 1_000, 1] {
-                for _ in 0..wakeups {
-                    waker.wake().unwrap();
+            let notifier = poller.notifier_with_kind(Token(9), *kind).unwrap();
+            for notifications in [1, 2, 1_000, 1] {
+                for _ in 0..notifications {
+                    notifier.notify().unwrap();
                 }
                 assert_eq!(ready(&poller, DEADLINE), [(9, Ready::READ)], "{kind:?}");
-                waker.acknowledge();
-                assert_eq!(ready_now(&poller), [], "{kind:?}, {wakeups} wakeups");
+                notifier.acknowledge();
+                assert_eq!(ready_now(&poller), [], "{kind:?}, {notifications} notifications");
             }
         }
     });
 }
 
-/// More wakeups than a pipe or socket has room for.
+/// More notifications than a pipe or socket has room for.
 #[test]
-fn b43_a_full_waker_has_been_woken() {
+fn b43_a_full_notifier_has_been_used() {
     alone!().run(|| {
-        for kind in WAKERS {
+        for kind in notifier_kinds() {
             let poller = Poller::new().unwrap();
-            let waker = poller.waker(Token(9), kind).unwrap();
+            let notifier = poller.notifier_with_kind(Token(9), *kind).unwrap();
             for _ in 0..2 {
                 for _ in 0..300_000 {
-                    waker.wake().unwrap();
+                    notifier.notify().unwrap();
                 }
                 assert_eq!(ready(&poller, DEADLINE), [(9, Ready::READ)], "{kind:?}");
-                waker.acknowledge();
+                notifier.acknowledge();
                 assert_eq!(ready_now(&poller), [], "{kind:?}");
             }
-            waker.wake().unwrap();
+            notifier.notify().unwrap();
             assert_eq!(ready(&poller, DEADLINE), [(9, Ready::READ)], "{kind:?}");
         }
     });

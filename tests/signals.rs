@@ -16,11 +16,11 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use bare_loop::{A_WHILE, FEW_TURNS, Record, assert_exited_well, forked, run};
+use bare_loop::{A_WHILE, FEW_TURNS, Record, assert_exited_well, forked, notifier_kinds, run};
 use common::{open_fds, within};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, kill, raise, sigaction};
 use nix::unistd::Pid;
-use ruduo::{EventLoop, LoopThread, Signal, SignalId, WakerKind};
+use ruduo::{EventLoop, LoopThread, Signal, SignalId};
 
 extern "C" fn do_nothing(_: libc::c_int) {}
 
@@ -50,7 +50,7 @@ fn send(signal: Signal) {
 #[test]
 fn a_signal_calls_a_function_on_the_loop() {
     alone!().run(|| {
-        for waker in [WakerKind::Eventfd, WakerKind::SocketPair, WakerKind::Pipe] {
+        for kind in notifier_kinds() {
             let (arrived, arrivals) = mpsc::channel();
             let init = move |event_loop: &EventLoop| {
                 event_loop.on_signal(Signal::SIGUSR1, move |event_loop, signal| {
@@ -59,7 +59,7 @@ fn a_signal_calls_a_function_on_the_loop() {
                 })?;
                 Ok(())
             };
-            let builder = EventLoop::builder().waker(waker);
+            let builder = EventLoop::builder().notifiers(*kind);
             let thread = LoopThread::spawn("test-loop", builder, init).unwrap();
             for _ in 0..50 {
                 send(Signal::SIGUSR1);
@@ -299,13 +299,13 @@ fn b64_a_child_process_inherits_neither_descriptors_nor_signal_settings() {
             String::from_utf8(output.stdout).unwrap()
         };
         let (before, mask) = (child(), SigSet::thread_get_mask().unwrap());
-        for waker in [WakerKind::Eventfd, WakerKind::SocketPair, WakerKind::Pipe] {
-            let event_loop = EventLoop::builder().waker(waker).build().unwrap();
+        for kind in notifier_kinds() {
+            let event_loop = EventLoop::builder().notifiers(*kind).build().unwrap();
             for signal in [Signal::SIGUSR1, Signal::SIGTERM, Signal::SIGCHLD, Signal::SIGPIPE] {
                 event_loop.on_signal(signal, |_, _| {}).unwrap();
             }
-            assert_eq!(child(), before, "{waker:?}");
-            assert_eq!(SigSet::thread_get_mask().unwrap(), mask, "{waker:?}");
+            assert_eq!(child(), before, "{kind:?}");
+            assert_eq!(SigSet::thread_get_mask().unwrap(), mask, "{kind:?}");
             // Nor does a child that ends disturb the loop.
             event_loop.run_after(A_WHILE, EventLoop::quit);
             run(&event_loop);

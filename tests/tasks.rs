@@ -17,12 +17,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bare_loop::{A_WHILE, FEW_TURNS, Record, pair, run};
+use bare_loop::{A_WHILE, FEW_TURNS, Record, notifier_kinds, pair, run};
 use common::{DEADLINE, eventually, open_fds, within};
 use nix::unistd::{Pid, gettid};
-use ruduo::{Channel, Event, EventLoop, EventLoopBuilder, Interest, LoopThread, WakerKind};
-
-const WAKERS: [WakerKind; 3] = [WakerKind::Eventfd, WakerKind::SocketPair, WakerKind::Pipe];
+use ruduo::{Channel, Event, EventLoop, EventLoopBuilder, Interest, LoopThread};
 
 fn spawn(builder: EventLoopBuilder) -> LoopThread {
     LoopThread::spawn("test-loop", builder, |_| Ok(())).unwrap()
@@ -158,8 +156,8 @@ fn b42_no_task_is_lost_and_each_threads_tasks_keep_their_order() {
 #[test]
 fn b42_every_post_wakes_whatever_the_waker_is() {
     alone!().run(|| {
-        for kind in WAKERS {
-            let event_loop = spawn(EventLoop::builder().waker(kind));
+        for kind in notifier_kinds() {
+            let event_loop = spawn(EventLoop::builder().notifiers(*kind));
             thread::scope(|scope| {
                 for _ in 0..4 {
                     let handle = event_loop.handle();
@@ -338,8 +336,8 @@ fn a_loop_that_is_awake_needs_no_wakeup() {
 #[test]
 fn a_wakeup_is_over_when_it_has_been_seen() {
     alone!().run(|| {
-        for kind in WAKERS {
-            let event_loop = EventLoop::builder().waker(kind).build().unwrap();
+        for kind in notifier_kinds() {
+            let event_loop = EventLoop::builder().notifiers(*kind).build().unwrap();
             let handle = event_loop.handle();
             let poster = thread::spawn(move || {
                 for _ in 0..5 {

@@ -150,12 +150,18 @@ pub(crate) struct Settings {
 impl Channels {
     /// Enters a channel that the poller does not watch yet.
     pub(crate) fn insert(&self, channel: Channel) -> Token {
-        let generation = self.registrations.get().wrapping_add(1);
+        let token = self.next_token();
+        let generation = token.generation();
         self.registrations.set(generation);
         let Channel { source, interest, mode } = channel;
         let settings = Settings { interest, mode, watched: false };
-        let index = self.slab.borrow_mut().insert(Entry { source, generation, settings });
-        Token::new(generation, index)
+        self.slab.borrow_mut().insert(Entry { source, generation, settings });
+        token
+    }
+
+    /// The token that the next channel gets.
+    pub(crate) fn next_token(&self) -> Token {
+        Token::new(self.registrations.get().wrapping_add(1), self.slab.borrow().vacant_key())
     }
 
     /// Takes a channel out. The caller drops it when nothing is borrowed.

@@ -9,8 +9,8 @@ use std::thread::{self, ThreadId};
 
 use crate::EventLoop;
 use crate::inbox::{Inbox, Wake};
+use crate::notifier::Notifier;
 use crate::sys;
-use crate::waker::Waker;
 
 /// What a loop runs for another thread.
 pub(crate) type Task = Box<dyn FnOnce(&EventLoop) + Send>;
@@ -27,7 +27,7 @@ pub struct LoopHandle {
 /// open for as long as anybody could write to it: a late wakeup never hits a re-used number.
 pub(crate) struct Shared {
     pub(crate) inbox: Inbox<Task>,
-    pub(crate) waker: Waker,
+    pub(crate) waker: Notifier,
     pub(crate) thread: ThreadId,
     pub(crate) fork_generation: u32,
     ended: AtomicBool,
@@ -45,7 +45,7 @@ pub enum PostError {
 }
 
 impl LoopHandle {
-    pub(crate) fn new(waker: Waker) -> LoopHandle {
+    pub(crate) fn new(waker: Notifier) -> LoopHandle {
         let shared = Shared {
             inbox: Inbox::new(),
             waker,
@@ -148,7 +148,7 @@ impl Shared {
 
     fn wake(&self, wake: Wake) {
         if wake == Wake::Needed
-            && let Err(e) = self.waker.wake()
+            && let Err(e) = self.waker.notify()
         {
             log::error!("waking an event loop failed: {e}");
         }

@@ -4,7 +4,7 @@
 //! TCP servers on it, and `ruduo` joins the two. To read the source, follow an event:
 //!
 //! 1. [`Poller`] asks the kernel which descriptors are ready (`poller/mod.rs` has the contract,
-//!    `poller/epoll.rs` a backend).
+//!    `poller/poll.rs` the backend to read first).
 //! 2. [`EventLoop::run`] finds the [`Channel`] of each and calls it, then runs timers and tasks
 //!    (`event_loop/turn.rs`: the heart).
 //! 3. Other threads leave tasks with a [`LoopHandle`]; `inbox.rs` says when that needs a wakeup.
@@ -15,6 +15,7 @@ mod event_loop;
 mod handle;
 mod inbox;
 mod isolation;
+mod notifier;
 mod poller;
 mod pool;
 mod signals;
@@ -22,7 +23,6 @@ pub mod sys;
 mod thread;
 mod timer;
 mod token;
-mod waker;
 mod watch;
 
 pub use channel::{Channel, Source};
@@ -30,10 +30,10 @@ pub use event_loop::{EventLoop, EventLoopBuilder};
 pub use handle::{LoopHandle, PostError};
 pub use isolation::{PanicPolicy, Panicked};
 pub use nix::sys::signal::Signal;
+pub use notifier::{Notifier, NotifierKind};
 pub use poller::{Event, Events, Interest, Mode, Poller, PollerKind, Ready};
 pub use pool::{LoopPool, LoopPoolBuilder, Placement};
 pub use signals::SignalId;
 pub use thread::LoopThread;
 pub use timer::TimerId;
 pub use token::Token;
-pub use waker::{Waker, WakerKind};

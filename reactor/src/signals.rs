@@ -9,8 +9,8 @@ use std::io;
 use nix::sys::signal::Signal;
 
 use crate::EventLoop;
+use crate::notifier::Notifier;
 use crate::sys::signal::Installed;
-use crate::waker::Waker;
 
 /// Names one function set by [`EventLoop::on_signal`]. Dropping it does nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,7 +39,7 @@ impl Signals {
         &self,
         signal: Signal,
         callback: Callback,
-        waker: &Waker,
+        waker: &Notifier,
     ) -> io::Result<SignalId> {
         let mut installed = self.installed.borrow_mut();
         if !installed.iter().any(|(known, _)| *known == signal) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
-use ruduo::EventLoop;
+use ruduo::{EventLoop, NotifierKind, Poller};
 
 use crate::common::DEADLINE;
 
@@ -77,6 +77,11 @@ pub fn turns_in_a_while(event_loop: &EventLoop) -> u64 {
     event_loop.run_after(A_WHILE, EventLoop::quit);
     run(event_loop);
     event_loop.turns()
+}
+
+/// What the notifiers of the poller under test can be made of.
+pub fn notifier_kinds() -> &'static [NotifierKind] {
+    Poller::new().unwrap().notifier_kinds()
 }
 
 /// Two connected, non-blocking sockets.

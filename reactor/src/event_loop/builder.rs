@@ -9,18 +9,18 @@ use super::{EventLoop, HAS_LOOP, Phase, WAKER};
 use crate::channel::Channels;
 use crate::handle::LoopHandle;
 use crate::isolation::PanicPolicy;
+use crate::notifier::NotifierKind;
 use crate::poller::{Poller, PollerKind};
 use crate::signals::Signals;
 use crate::timer::TimerQueue;
-use crate::waker::WakerKind;
 use crate::watch::Watch;
 
 /// How to make an [`EventLoop`]. Can be cloned and sent, so that a pool makes all its loops alike.
 #[derive(Clone, Debug)]
 #[must_use = "call build"]
 pub struct EventLoopBuilder {
-    poller: PollerKind,
-    waker: WakerKind,
+    poller: Option<PollerKind>,
+    pub(super) notifiers: Option<NotifierKind>,
     pub(super) panic_policy: PanicPolicy,
     slow_callback: Duration,
 }
@@ -28,8 +28,8 @@ pub struct EventLoopBuilder {
 impl Default for EventLoopBuilder {
     fn default() -> EventLoopBuilder {
         EventLoopBuilder {
-            poller: PollerKind::default(),
-            waker: WakerKind::default(),
+            poller: None,
+            notifiers: None,
             panic_policy: PanicPolicy::default(),
             slow_callback: if cfg!(debug_assertions) { SLOW } else { Duration::MAX },
         }
@@ -40,14 +40,15 @@ impl Default for EventLoopBuilder {
 const SLOW: Duration = Duration::from_millis(100);
 
 impl EventLoopBuilder {
-    /// Which kernel interface to wait with.
+    /// Which kernel interface to wait with; [`PollerKind::preferred`] if nothing is said.
     pub fn poller(self, poller: PollerKind) -> EventLoopBuilder {
-        EventLoopBuilder { poller, ..self }
+        EventLoopBuilder { poller: Some(poller), ..self }
     }
 
-    /// What other threads wake the loop with.
-    pub fn waker(self, waker: WakerKind) -> EventLoopBuilder {
-        EventLoopBuilder { waker, ..self }
+    /// What the loop's notifiers are made of: its own, with which other threads wake it, and those
+    /// of [`EventLoop::notifier`]. The best that its poller has if nothing is said.
+    pub fn notifiers(self, notifiers: NotifierKind) -> EventLoopBuilder {
+        EventLoopBuilder { notifiers: Some(notifiers), ..self }
     }
 
     /// What happens when a callback panics.
@@ -66,7 +67,7 @@ impl EventLoopBuilder {
     /// Makes the loop.
     ///
     /// # Errors
-    /// As [`EventLoop::new`].
+    /// As [`EventLoop::new`]; `Unsupported` if the system lacks what was chosen.
     pub fn build(self) -> io::Result<EventLoop> {
         if HAS_LOOP.get() {
             return Err(io::Error::new(
@@ -76,8 +77,9 @@ impl EventLoopBuilder {
             ));
         }
         let context = |e: io::Error| io::Error::new(e.kind(), format!("making an event loop: {e}"));
-        let poller = Poller::with_kind(self.poller).map_err(context)?;
-        let waker = poller.waker(WAKER, self.waker).map_err(context)?;
+        let kind = self.poller.map_or_else(PollerKind::preferred, Ok).map_err(context)?;
+        let poller = Poller::with_kind(kind).map_err(context)?;
+        let waker = poller.notifier_of(WAKER, self.notifiers).map_err(context)?;
         HAS_LOOP.set(true);
         Ok(EventLoop {
             poller,
@@ -97,7 +99,7 @@ impl EventLoopBuilder {
             turns: Cell::new(0),
             panics: Cell::new(0),
             watch: Watch::new(self.slow_callback),
-            settings: self,
+            settings: EventLoopBuilder { poller: Some(kind), ..self },
             _thread: PhantomData,
         })
     }

@@ -21,6 +21,7 @@ pub use self::builder::EventLoopBuilder;
 use crate::channel::{Channel, Channels, Settings, Source};
 use crate::handle::{LoopHandle, PostError, Task};
 use crate::isolation::PanicPolicy;
+use crate::notifier::{Notified, Notifier};
 use crate::poller::{Interest, Poller};
 use crate::signals::{self, SignalId, Signals};
 use crate::sys;
@@ -32,7 +33,7 @@ thread_local! {
     static HAS_LOOP: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The token of a loop's own waker; no registration gets it.
+/// The token of a loop's own notifier; no registration gets it.
 const WAKER: Token = Token(u64::MAX);
 
 /// Waits for events and calls what is to be done about them, one thing at a time.
@@ -111,11 +112,11 @@ enum Phase {
 }
 
 impl EventLoop {
-    /// A loop with the platform's best poller and waker, for the calling thread.
+    /// A loop with the [preferred](crate::PollerKind::preferred) poller, for the calling thread.
     ///
     /// # Errors
-    /// `AlreadyExists` if the thread has a live loop; the kernel's, for want of descriptors or
-    /// memory.
+    /// `AlreadyExists` if the thread has a live loop; `InvalidInput` if the environment variable
+    /// `RUDUO_POLLER` names no poller; the kernel's, for want of descriptors or memory.
     pub fn new() -> io::Result<EventLoop> {
         EventLoop::builder().build()
     }
@@ -233,6 +234,53 @@ impl EventLoop {
         }
         self.bury(Dead::Source(source));
         true
+    }
+
+    /// An event of the program's own, beside those of descriptors: calls `f` on the loop, in the
+    /// phase of I/O events, whenever some thread has used the notifier. It costs a descriptor.
+    /// [`EventLoop::deregister`] ends it, by [`Notifier::token`]; dropping it does not.
+    ///
+    /// Unlike [`LoopHandle::post`] it needs no allocation each time, `f` need not be `Send`, and
+    /// notifications [coalesce](Notifier).
+    ///
+    /// ```
+    /// use ruduo_reactor::EventLoop;
+    /// use std::sync::atomic::{AtomicU32, Ordering};
+    /// use std::sync::Arc;
+    ///
+    /// let event_loop = EventLoop::new()?;
+    /// let ready = Arc::new(AtomicU32::new(0));
+    /// let seen = Arc::clone(&ready);
+    /// let notifier = event_loop.notifier(move |event_loop| {
+    ///     if seen.load(Ordering::Acquire) == 3 {
+    ///         event_loop.quit();
+    ///     }
+    /// })?;
+    /// std::thread::spawn(move || {
+    ///     for _ in 0..3 {
+    ///         ready.fetch_add(1, Ordering::Release);
+    ///         notifier.notify().expect("a working kernel");
+    ///     }
+    /// });
+    /// event_loop.run()?;
+    /// # std::io::Result::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The kernel's, for want of descriptors or memory. An error also if the loop has ended or
+    /// belongs to the parent of this forked process.
+    pub fn notifier(&self, f: impl FnMut(&EventLoop) + 'static) -> io::Result<Notifier> {
+        self.check_alive()?;
+        let token = self.channels.next_token();
+        let notifier = self
+            .poller
+            .notifier_of(token, self.settings.notifiers)
+            .map_err(|e| io::Error::new(e.kind(), format!("making a notifier: {e}")))?;
+        let (interest, mode) = (Interest::READ, notifier.mode());
+        let source = Notified { notifier: notifier.clone(), callback: RefCell::new(f) };
+        self.channels.insert(Channel::from_source(Rc::new(source), interest));
+        self.channels.set(token, Settings { interest, mode, watched: true });
+        Ok(notifier)
     }
 
     fn unwatch(&self, source: &dyn Source) {

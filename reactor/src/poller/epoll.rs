@@ -5,19 +5,21 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use super::{Backend, Interest, Mode, RawEvent, Ready};
+use crate::notifier::{Notifier, NotifierKind};
 use crate::sys::epoll::{self, Op};
 use crate::token::Token;
-use crate::waker::{Waker, WakerKind};
 
 pub(super) struct Epoll {
     epoll: epoll::Epoll,
 }
 
-impl Backend for Epoll {
-    fn new() -> io::Result<Epoll> {
+impl Epoll {
+    pub(super) fn new() -> io::Result<Epoll> {
         Ok(Epoll { epoll: epoll::Epoll::new()? })
     }
+}
 
+impl Backend for Epoll {
     fn add(
         &self,
         fd: BorrowedFd<'_>,
@@ -46,14 +48,16 @@ impl Backend for Epoll {
         self.epoll.wait(events, timeout)
     }
 
+    fn notifier_kinds(&self) -> &'static [NotifierKind] {
+        &[NotifierKind::Eventfd, NotifierKind::SocketPair, NotifierKind::Pipe]
+    }
+
     /// An eventfd is watched edge-triggered: each write is an edge of its own, so it need not be
-    /// read between wakeups, which saves a system call each. Pipes and socket pairs are watched
-    /// level-triggered and drained.
-    fn waker(&self, token: Token, kind: WakerKind) -> io::Result<Waker> {
-        let waker = Waker::new(kind)?;
-        let mode = if waker.needs_drain() { Mode::Level } else { Mode::Edge };
-        self.add(waker.as_fd(), token, Interest::READ, mode)?;
-        Ok(waker)
+    /// read between notifications. Pipes and socket pairs are watched level-triggered and drained.
+    fn notifier(&self, token: Token, kind: NotifierKind) -> io::Result<Notifier> {
+        let notifier = Notifier::new(token, kind, true)?;
+        self.add(notifier.as_fd(), token, Interest::READ, notifier.mode())?;
+        Ok(notifier)
     }
 }
 

@@ -10,16 +10,24 @@
 //!    empty one. A level-triggered registration repeats them for ever: see
 //!    [`Interest::NONE`].
 //! 4. Level: reported as long as the condition holds. Edge: reported when it begins; the caller
-//!    reads or writes until `WouldBlock`. One-shot: reported once, then silent until `modify`.
+//!    reads or writes until `WouldBlock`. One-shot: reported once, then silent until `modify`. In
+//!    every mode `add` and `modify` report what holds already.
 //! 5. Spurious readiness is allowed. A `WouldBlock` after an event is nothing.
 //! 6. `delete` comes before the descriptor is closed. epoll(7) keeps watching a closed descriptor
 //!    while a duplicate of it lives, in a forked child for example, and then nobody can remove it.
 //! 7. Timeouts round up and survive `Duration::MAX`. `wait` may return early and empty (a signal),
 //!    never late by rounding.
-//! 8. A waker made by the poller ends a `wait` in progress, or else the next one, from any thread.
+//! 8. A notifier made by the poller ends a `wait` in progress, or else the next one, from any
+//!    thread; everything else is done by the one thread that waits. A notifier has a descriptor of
+//!    its own, by which `delete` knows it: where the kernel needs none for it (EVFILT_USER), that
+//!    is a duplicate of the poller's.
+//! 9. Regular files, directories and block devices, which are always ready, are refused, although
+//!    some kernels could report that: a program then meets the error wherever it is first run.
 
 #[cfg(target_os = "linux")]
 mod epoll;
+mod kind;
+mod poll;
 
 use std::fmt;
 use std::io;
@@ -28,8 +36,9 @@ use std::time::Duration;
 
 use bitflags::bitflags;
 
+pub use self::kind::PollerKind;
+use crate::notifier::{Notifier, NotifierKind};
 use crate::token::Token;
-use crate::waker::{Waker, WakerKind};
 
 bitflags! {
     /// What to wait for on a descriptor.
@@ -101,6 +110,15 @@ pub struct Events {
 /// events need not be copied. Other backends and systems fill in the same fields.
 #[cfg(target_os = "linux")]
 type RawEvent = libc::epoll_event;
+#[cfg(not(target_os = "linux"))]
+struct RawEvent {
+    events: u32,
+    u64: u64,
+}
+
+fn raw_event(token: Token, ready: Ready) -> RawEvent {
+    RawEvent { events: u32::from(ready.bits()), u64: token.0 }
+}
 
 impl Events {
     /// Room for `capacity` events (at least one). Descriptors that are ready beyond that are
@@ -142,21 +160,6 @@ impl fmt::Debug for Events {
     }
 }
 
-/// Which kernel interface a [`Poller`] uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum PollerKind {
-    /// epoll(7), on Linux.
-    Epoll,
-}
-
-impl Default for PollerKind {
-    /// The best one of this platform.
-    fn default() -> PollerKind {
-        PollerKind::Epoll
-    }
-}
-
 /// Tells which registered descriptors are ready.
 ///
 /// The [`EventLoop`](crate::EventLoop) is built on it. It works alone too, in the style of mio:
@@ -181,12 +184,12 @@ impl Default for PollerKind {
 /// # std::io::Result::Ok(())
 /// ```
 pub struct Poller {
-    backend: epoll::Epoll,
+    kind: PollerKind,
+    backend: Box<dyn Backend>,
 }
 
 /// What a backend does; the contract stands at the top of this file.
-trait Backend: Sized {
-    fn new() -> io::Result<Self>;
+trait Backend: Send {
     fn add(
         &self,
         fd: BorrowedFd<'_>,
@@ -202,27 +205,43 @@ trait Backend: Sized {
         mode: Mode,
     ) -> io::Result<()>;
     fn delete(&self, fd: BorrowedFd<'_>) -> io::Result<()>;
+    /// Replaces the contents of `events`, up to its capacity.
     fn wait(&self, events: &mut Vec<RawEvent>, timeout: Option<Duration>) -> io::Result<()>;
-    fn waker(&self, token: Token, kind: WakerKind) -> io::Result<Waker>;
+    /// The kinds of notifiers it can make, the best first.
+    fn notifier_kinds(&self) -> &'static [NotifierKind];
+    /// A notifier, watched already.
+    fn notifier(&self, token: Token, kind: NotifierKind) -> io::Result<Notifier>;
 }
 
 impl Poller {
-    /// A poller of the platform's best kind.
+    /// A poller of the [preferred](PollerKind::preferred) kind.
     ///
     /// # Errors
-    /// The kernel's, for want of descriptors or memory.
+    /// `InvalidInput` if the environment variable `RUDUO_POLLER` names no poller, and as
+    /// [`Poller::with_kind`].
     pub fn new() -> io::Result<Poller> {
-        Poller::with_kind(PollerKind::default())
+        let context = |e: io::Error| io::Error::new(e.kind(), format!("making a poller: {e}"));
+        Poller::with_kind(PollerKind::preferred().map_err(context)?).map_err(context)
     }
 
     /// A poller of a chosen kind.
     ///
     /// # Errors
-    /// As [`Poller::new`].
+    /// `Unsupported` if the system has none; the kernel's, for want of descriptors or memory.
     pub fn with_kind(kind: PollerKind) -> io::Result<Poller> {
-        match kind {
-            PollerKind::Epoll => Ok(Poller { backend: Backend::new()? }),
-        }
+        let backend: Box<dyn Backend> = match kind {
+            #[cfg(target_os = "linux")]
+            PollerKind::Epoll => Box::new(epoll::Epoll::new()?),
+            PollerKind::Poll => Box::new(poll::Poll::default()),
+            _ => return Err(kind.missing()),
+        };
+        Ok(Poller { kind, backend })
+    }
+
+    /// The kernel interface it uses.
+    #[must_use]
+    pub fn kind(&self) -> PollerKind {
+        self.kind
     }
 
     /// Starts watching `fd`. Events about it will carry `token`.
@@ -263,7 +282,7 @@ impl Poller {
         self.backend.delete(fd.as_fd())
     }
 
-    /// Waits until something is ready, a waker is used or `timeout` (`None`: for ever) is over,
+    /// Waits until something is ready, a notifier is used or `timeout` (`None`: for ever) is over,
     /// and replaces the contents of `events`. A signal ends the wait early, with no events.
     ///
     /// # Errors
@@ -278,18 +297,47 @@ impl Poller {
         }
     }
 
-    /// Makes a waker whose use ends a wait with an event of this `token`. Call
-    /// [`Waker::acknowledge`] on such an event.
+    /// Makes a [`Notifier`], by which any thread can end a wait with an event of this `token`.
+    /// [`Poller::delete`] ends it.
     ///
     /// # Errors
     /// The kernel's, for want of descriptors or memory.
-    pub fn waker(&self, token: Token, kind: WakerKind) -> io::Result<Waker> {
-        self.backend.waker(token, kind)
+    pub fn notifier(&self, token: Token) -> io::Result<Notifier> {
+        self.notifier_of(token, None)
+    }
+
+    /// Makes a notifier of a chosen kind.
+    ///
+    /// # Errors
+    /// `Unsupported` if it is none of [`Poller::notifier_kinds`]; otherwise as
+    /// [`Poller::notifier`].
+    pub fn notifier_with_kind(&self, token: Token, kind: NotifierKind) -> io::Result<Notifier> {
+        self.notifier_of(token, Some(kind))
+    }
+
+    /// What this poller can make notifiers of, the best first.
+    #[must_use]
+    pub fn notifier_kinds(&self) -> &'static [NotifierKind] {
+        self.backend.notifier_kinds()
+    }
+
+    pub(crate) fn notifier_of(
+        &self,
+        token: Token,
+        kind: Option<NotifierKind>,
+    ) -> io::Result<Notifier> {
+        let kinds = self.notifier_kinds();
+        let kind = kind.unwrap_or(kinds[0]);
+        if !kinds.contains(&kind) {
+            let why = format!("no notifier is made of {kind} with {} on this system", self.kind);
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
+        self.backend.notifier(token, kind)
     }
 }
 
 impl fmt::Debug for Poller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Poller").finish_non_exhaustive()
+        f.debug_struct("Poller").field("kind", &self.kind).finish_non_exhaustive()
     }
 }

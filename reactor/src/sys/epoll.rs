@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-use super::check;
+use super::{ceil_ms, check};
 
 /// What epoll_ctl(2) is asked to do.
 #[derive(Clone, Copy)]
@@ -124,26 +124,9 @@ fn room(events: &Vec<libc::epoll_event>) -> libc::c_int {
     libc::c_int::try_from(events.capacity()).unwrap_or(libc::c_int::MAX)
 }
 
-/// Milliseconds, rounded up and clamped to what epoll_wait can be told (24 days).
-fn ceil_ms(timeout: Duration) -> libc::c_int {
-    let ms = timeout.as_nanos().div_ceil(1_000_000);
-    libc::c_int::try_from(ms).unwrap_or(libc::c_int::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn milliseconds_round_up_and_clamp() {
-        assert_eq!(ceil_ms(Duration::from_nanos(1)), 1);
-        assert_eq!(ceil_ms(Duration::from_millis(7)), 7);
-        assert_eq!(ceil_ms(Duration::from_micros(7_001)), 8);
-        let day = Duration::from_secs(86_400);
-        for long in [day * 25, day * 40, day * 300, Duration::MAX] {
-            assert_eq!(ceil_ms(long), libc::c_int::MAX);
-        }
-    }
 
     #[test]
     fn the_fallback_waits_at_least_as_long_as_asked() {

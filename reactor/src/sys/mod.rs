@@ -10,10 +10,12 @@ pub(crate) mod current;
 #[cfg(target_os = "linux")]
 pub(crate) mod epoll;
 pub(crate) mod fork;
+pub(crate) mod poll;
 pub(crate) mod signal;
 pub mod socket;
 
 use std::io;
+use std::time::Duration;
 
 /// Turns the `-1` of a system call into the error in `errno`.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -23,4 +25,27 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 /// The same for calls that return a number of bytes.
 fn check_len(result: libc::ssize_t) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Milliseconds, rounded up and clamped to what epoll_wait and poll can be told (24
+/// days).
+fn ceil_ms(timeout: Duration) -> libc::c_int {
+    let ms = timeout.as_nanos().div_ceil(1_000_000);
+    libc::c_int::try_from(ms).unwrap_or(libc::c_int::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn milliseconds_round_up_and_clamp() {
+        assert_eq!(ceil_ms(Duration::from_nanos(1)), 1);
+        assert_eq!(ceil_ms(Duration::from_millis(7)), 7);
+        assert_eq!(ceil_ms(Duration::from_micros(7_001)), 8);
+        let day = Duration::from_secs(86_400);
+        for long in [day * 25, day * 40, day * 300, Duration::MAX] {
+            assert_eq!(ceil_ms(long), libc::c_int::MAX);
+        }
+    }
 }

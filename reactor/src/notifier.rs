@@ -1,0 +1,262 @@
+//! Events that a program makes itself.
+//!
+//! A descriptor that the poller watches and that any thread may write to. Several kinds, one
+//! contract: after [`Notifier::notify`] returns, the wait in progress ends, or the next one returns
+//! at once, with an event of the notifier's token. A loop's own notifier is how other threads wake
+//! it.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+#[cfg(target_os = "linux")]
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd;
+
+use crate::EventLoop;
+use crate::channel::Source;
+use crate::poller::{Event, Mode};
+use crate::token::Token;
+
+/// What a [`Notifier`] is made of. Not every system and poller has all of them:
+/// [`Poller::notifier_kinds`](crate::Poller::notifier_kinds) tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum NotifierKind {
+    /// eventfd(2): one descriptor, a counter. The cheapest on Linux.
+    Eventfd,
+    /// socketpair(2) of two Unix stream sockets.
+    SocketPair,
+    /// pipe(2).
+    Pipe,
+}
+
+impl fmt::Display for NotifierKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NotifierKind::Eventfd => "eventfd",
+            NotifierKind::SocketPair => "socketpair",
+            NotifierKind::Pipe => "pipe",
+        })
+    }
+}
+
+/// An event that any thread can make happen in the [`Poller`](crate::Poller) or
+/// [`EventLoop`] that made it. Cheap to clone; clones are the same notifier.
+///
+/// Notifications coalesce: several of them before the event is taken may be seen as one, so an
+/// event says "at least once". What was written to memory before `notify` is seen by who takes the
+/// event, if it is written and read with a lock or atomics, as always between threads. None is
+/// lost: one that comes after [`Notifier::acknowledge`] makes an event of its own.
+///
+/// [`EventLoop::notifier`] makes one with a callback. With a bare poller it is an event among the
+/// others:
+///
+/// ```
+/// use ruduo_reactor::{Events, Poller, Token};
+/// use std::thread;
+///
+/// let poller = Poller::new()?;
+/// let notifier = poller.notifier(Token(1))?;
+/// let remote = notifier.clone();
+/// let other = thread::spawn(move || remote.notify());
+///
+/// let mut events = Events::with_capacity(16);
+/// while events.is_empty() {
+///     poller.wait(&mut events, None)?;
+/// }
+/// assert!(events.iter().all(|event| event.token == notifier.token()));
+/// notifier.acknowledge();
+/// // Ends it, like any registration; before its last clone is dropped.
+/// poller.delete(&notifier)?;
+/// # other.join().expect("the other thread")?;
+/// # std::io::Result::Ok(())
+/// ```
+#[derive(Clone)]
+pub struct Notifier {
+    token: Token,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    made_of: MadeOf,
+    /// Whether the descriptor stays readable until it is read.
+    drained: bool,
+}
+
+enum MadeOf {
+    #[cfg(target_os = "linux")]
+    Eventfd(EventFd),
+    /// Pipe or socket pair, non-blocking at both ends.
+    Pair { read: OwnedFd, write: OwnedFd },
+}
+
+impl Notifier {
+    /// A notifier that nobody watches yet. With `edges` its poller tells each write from the one
+    /// before: then a counter need not be read between notifications, which saves a system call
+    /// each. Pipes are always read, for they fill up.
+    pub(crate) fn new(token: Token, kind: NotifierKind, edges: bool) -> io::Result<Notifier> {
+        let made_of = match kind {
+            #[cfg(target_os = "linux")]
+            NotifierKind::Eventfd => {
+                let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+                MadeOf::Eventfd(EventFd::from_value_and_flags(0, flags)?)
+            }
+            NotifierKind::SocketPair => {
+                let (read, write) = UnixStream::pair()?;
+                MadeOf::pair(read.into(), write.into())?
+            }
+            NotifierKind::Pipe => {
+                let (read, write) = io::pipe()?;
+                MadeOf::pair(read.into(), write.into())?
+            }
+            #[cfg(not(target_os = "linux"))]
+            NotifierKind::Eventfd => {
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    format!("making a notifier: this system has no {kind}"),
+                ));
+            }
+        };
+        let drained = !edges || matches!(made_of, MadeOf::Pair { .. });
+        Ok(Notifier { token, inner: Arc::new(Inner { made_of, drained }) })
+    }
+
+    /// Makes the event happen: ends the poller's wait, or its next one. From any thread; never
+    /// blocks. Once the poller or loop has ended it does nothing. A forked child has no use for
+    /// its parent's notifiers.
+    ///
+    /// A full pipe is success: the event is already in it.
+    ///
+    /// # Errors
+    /// None that a correct program meets; what the kernel says otherwise.
+    pub fn notify(&self) -> io::Result<()> {
+        match &self.inner.made_of {
+            #[cfg(target_os = "linux")]
+            MadeOf::Eventfd(fd) => match retry(|| fd.write(1)) {
+                // Nobody has read for 2^64 - 2 notifications. The counter must change to make a
+                // new edge: empty it, then write again.
+                Err(Errno::EAGAIN) => {
+                    let _ = retry(|| fd.read());
+                    match retry(|| fd.write(1)) {
+                        Ok(_) | Err(Errno::EAGAIN) => Ok(()),
+                        Err(e) => Err(e.into()),
+                    }
+                }
+                Ok(_) => Ok(()),
+                Err(e) => Err(e.into()),
+            },
+            MadeOf::Pair { write, .. } => match retry(|| unistd::write(write, &[1])) {
+                Ok(_) | Err(Errno::EAGAIN) => Ok(()),
+                Err(e) => Err(e.into()),
+            },
+        }
+    }
+
+    /// Takes note of the notifications so far, so that the poller's wait can block again. To be
+    /// called by the thread that waits, once for each event of the notifier, *before* it looks at
+    /// what it was notified of. A loop does it itself.
+    pub fn acknowledge(&self) {
+        if !self.inner.drained {
+            return;
+        }
+        match &self.inner.made_of {
+            #[cfg(target_os = "linux")]
+            MadeOf::Eventfd(fd) => {
+                // One read sets the counter to zero; an error means that it is.
+                let _ = retry(|| fd.read());
+            }
+            MadeOf::Pair { read, .. } => {
+                let mut scratch = [0; 256];
+                // A short read means empty; anything but data, that there is nothing to drain.
+                while retry(|| unistd::read(read, &mut scratch)) == Ok(scratch.len()) {}
+            }
+        }
+    }
+
+    /// The token of its events. [`EventLoop::deregister`] takes it, too.
+    #[must_use]
+    pub fn token(&self) -> Token {
+        self.token
+    }
+
+    /// How its descriptor is watched.
+    pub(crate) fn mode(&self) -> Mode {
+        if self.inner.drained { Mode::Level } else { Mode::Edge }
+    }
+
+    /// Where a signal handler writes its eight bytes.
+    pub(crate) fn write_end(&self) -> BorrowedFd<'_> {
+        match &self.inner.made_of {
+            #[cfg(target_os = "linux")]
+            MadeOf::Eventfd(fd) => fd.as_fd(),
+            MadeOf::Pair { write, .. } => write.as_fd(),
+        }
+    }
+}
+
+impl MadeOf {
+    fn pair(read: OwnedFd, write: OwnedFd) -> io::Result<MadeOf> {
+        for fd in [&read, &write] {
+            let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+            fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        }
+        Ok(MadeOf::Pair { read, write })
+    }
+}
+
+/// The end that becomes readable, by which its poller knows it.
+impl AsFd for Notifier {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.inner.made_of {
+            #[cfg(target_os = "linux")]
+            MadeOf::Eventfd(fd) => fd.as_fd(),
+            MadeOf::Pair { read, .. } => read.as_fd(),
+        }
+    }
+}
+
+impl fmt::Debug for Notifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Notifier")
+            .field("token", &self.token)
+            .field("fd", &self.as_fd())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a loop calls when one of its notifiers was used.
+pub(crate) struct Notified<F> {
+    pub(crate) notifier: Notifier,
+    pub(crate) callback: RefCell<F>,
+}
+
+impl<F: FnMut(&EventLoop) + 'static> Source for Notified<F> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.notifier.as_fd()
+    }
+
+    fn on_event(&self, event_loop: &EventLoop, _event: Event) {
+        self.notifier.acknowledge();
+        // Only the loop calls this, and never nested.
+        (self.callback.borrow_mut())(event_loop);
+    }
+
+    fn name(&self) -> String {
+        "a notifier".to_owned()
+    }
+}
+
+fn retry<R>(mut call: impl FnMut() -> nix::Result<R>) -> nix::Result<R> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            outcome => return outcome,
+        }
+    }
+}
