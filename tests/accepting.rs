@@ -71,7 +71,7 @@ fn end(running: Running) {
 
 #[test]
 fn b04_a_peer_that_reset_before_accept_is_a_read_error() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (running, callbacks) = serve_telling(0, |_| {});
         let held = hold(running.event_loop(), |_| {});
         let peer = running.connect();
@@ -88,7 +88,7 @@ fn b04_a_peer_that_reset_before_accept_is_a_read_error() {
 
 #[test]
 fn b04_a_peer_that_wrote_and_left_before_accept_is_heard() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (running, callbacks) = serve_telling(0, |_| {});
         let held = hold(running.event_loop(), |_| {});
         let peer = running.connect();
@@ -109,7 +109,7 @@ fn b04_a_peer_that_wrote_and_left_before_accept_is_heard() {
 #[test]
 fn b07_a_flood_of_connections_does_not_keep_timers_waiting() {
     const FLOOD: usize = 300;
-    alone!().run(|| {
+    each_poller!().run(|| {
         let accepted = Arc::new(AtomicUsize::new(0));
         let count = accepted.clone();
         let (running, callbacks) = serve_telling(0, move |_| {
@@ -157,7 +157,7 @@ fn kill_one_loop(running: &Running, callbacks: &Receiver<String>) {
 
 #[test]
 fn b09_loops_that_have_ended_are_passed_over() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (running, callbacks) = serve_telling(2, |_| {});
         kill_one_loop(&running, &callbacks);
         for _ in 0..6 {
@@ -176,7 +176,7 @@ fn b09_loops_that_have_ended_are_passed_over() {
 
 #[test]
 fn b09_without_any_loop_connections_are_closed_and_counted() {
-    alone!().expect_log("all loops have ended").run(|| {
+    each_poller!().expect_log("all loops have ended").run(|| {
         let (running, callbacks) = serve_telling(2, |_| {});
         kill_one_loop(&running, &callbacks);
         kill_one_loop(&running, &callbacks);
@@ -192,7 +192,7 @@ fn b09_without_any_loop_connections_are_closed_and_counted() {
 
 #[test]
 fn b09_a_connection_on_its_way_to_a_loop_that_quits_is_opened_and_closed() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (send, workers) = mpsc::channel();
         let (running, callbacks) = serve_telling(1, move |conn| {
             send.send(conn.event_loop().handle()).unwrap();
@@ -239,7 +239,7 @@ fn b10_closing_inside_on_connect_is_one_connect_and_one_close() {
             "close closed by the program",
         ),
     ];
-    alone!().run(|| {
+    each_poller!().run(|| {
         for threads in [0, 2] {
             for (act, reason) in acts {
                 let (running, callbacks) = serve_telling(threads, act);

@@ -102,7 +102,7 @@ fn assert_one_log_line(text: &str) {
 
 #[test]
 fn b01_without_descriptors_the_established_connections_go_on_and_the_rest_is_refused() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         limit_descriptors();
         let running = serve(echo);
         let established = running.connect();
@@ -135,7 +135,7 @@ fn b01_without_descriptors_the_established_connections_go_on_and_the_rest_is_ref
 #[test]
 fn b01_a_shortage_that_passes_costs_nobody_a_connection() {
     let fault = "inject=accept4:error=EMFILE:when=1";
-    alone!().under(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", fault]).run(|| {
+    each_poller!().under(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", fault]).run(|| {
         let running = serve(echo);
         assert_echoes(&running.connect());
         assert_eq!((running.server.accepted(), running.server.refused()), (1, 0));
@@ -148,7 +148,7 @@ fn b08_a_spare_descriptor_that_was_snatched_is_replaced_when_there_are_some_agai
     // Opening the spare anew, after it has been used, fails as if another thread had been faster.
     let fault = "inject=openat:error=EMFILE:when=2";
     let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", "/dev/null", "-e", fault];
-    alone!().under(&strace).expect_log("ulimit -n").run(|| {
+    each_poller!().under(&strace).expect_log("ulimit -n").run(|| {
         limit_descriptors();
         let running = serve(echo);
         for _ in 0..3 {
@@ -170,7 +170,7 @@ fn b08_a_spare_descriptor_that_was_snatched_is_replaced_when_there_are_some_agai
 
 #[test]
 fn b08_another_thread_that_takes_every_free_descriptor_does_not_make_the_loop_spin() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         limit_descriptors();
         let running = serve(echo);
         let established = running.connect();
@@ -221,7 +221,7 @@ macro_rules! shortages {
         fn $name() {
             let fault = concat!("inject=accept4:error=", stringify!($error), ":when=2+");
             let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", fault];
-            alone!().under(&strace).run(|| assert_shortage_is_survived($message));
+            each_poller!().under(&strace).run(|| assert_shortage_is_survived($message));
         }
     )*};
 }
@@ -255,7 +255,7 @@ macro_rules! passing_errors {
             let fault = concat!("inject=accept4:error=", stringify!($error), ":when=1..3");
             let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", fault];
             let is_logged = !concat!($(stringify!($logged))?).is_empty();
-            alone!().under(&strace).run(|| assert_served_after_all(is_logged));
+            each_poller!().under(&strace).run(|| assert_served_after_all(is_logged));
         }
     )*};
 }

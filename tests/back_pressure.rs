@@ -29,7 +29,7 @@ const MIB: usize = 1 << 20;
 
 #[test]
 fn b26_each_crossing_is_told_once_and_reading_pauses_between() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, mut peer) = recorded(|server| server.water_marks(MIB, 2 * MIB));
         for _ in 0..3 {
             this.conn.send_shared(Arc::from(pattern(A_LOT))).unwrap();
@@ -58,7 +58,7 @@ fn b26_each_crossing_is_told_once_and_reading_pauses_between() {
 /// twice because it is in many pieces.
 #[test]
 fn b26_output_that_leaves_at_once_crosses_nothing() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, peer) = recorded(|server| server.water_marks(0, 10));
         for pieces in [1, 20] {
             this.call(move |conn| {
@@ -92,7 +92,7 @@ impl Handler for Answering {
 fn b26_a_handler_that_stops_gets_what_it_left_when_the_peer_has_read() {
     const REQUESTS: usize = 50;
     const ANSWER: usize = MIB;
-    alone!().run(|| {
+    each_poller!().run(|| {
         let answered = Arc::new(AtomicU64::new(0));
         let count = answered.clone();
         let server = serve(move |event_loop| {
@@ -117,7 +117,7 @@ fn b26_a_handler_that_stops_gets_what_it_left_when_the_peer_has_read() {
 fn b26_a_pipeline_of_requests_with_a_fin_behind_is_answered_to_the_last() {
     const REQUESTS: usize = 20_000;
     const ANSWER: usize = 100;
-    alone!().run(|| {
+    each_poller!().run(|| {
         let answered = Arc::new(AtomicU64::new(0));
         let count = answered.clone();
         let (tell, told) = channel();
@@ -149,7 +149,7 @@ fn b26_a_pipeline_of_requests_with_a_fin_behind_is_answered_to_the_last() {
 
 #[test]
 fn b26_a_program_that_paused_gets_what_it_left_without_new_bytes() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (tell, told) = channel();
         let server = serve(move |event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?
@@ -183,7 +183,7 @@ fn b26_a_program_that_paused_gets_what_it_left_without_new_bytes() {
 #[test]
 fn b26_back_pressure_comes_before_the_limit() {
     const MESSAGE: usize = 5000;
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (tell, told) = channel();
         let ended = tell.clone();
         let server = serve(move |event_loop| {
@@ -220,7 +220,7 @@ fn b26_back_pressure_comes_before_the_limit() {
 /// the connection was shut down before, that is no output that could drain.
 #[test]
 fn b26_input_that_waited_for_a_send_comes_again_also_if_that_is_dropped() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (tell, told) = channel();
         let server = serve(move |event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?
@@ -251,7 +251,7 @@ fn b26_input_that_waited_for_a_send_comes_again_also_if_that_is_dropped() {
 #[test]
 fn b27_output_beyond_the_limit_closes_with_the_reason() {
     const LIMIT: usize = 4 * MIB;
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, peer) = recorded(|server| server.water_marks(MIB, 2 * MIB).output_limit(LIMIT));
         let (tell, told) = channel();
         this.call(move |conn| {
@@ -271,7 +271,7 @@ fn b27_output_beyond_the_limit_closes_with_the_reason() {
 #[test]
 fn b27_try_send_says_full_and_changes_nothing() {
     const LIMIT: usize = 4 * MIB;
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, peer) = recorded(|server| server.water_marks(MIB, 2 * MIB).output_limit(LIMIT));
         let (tell, told) = channel();
         this.call(move |conn| {
@@ -307,7 +307,7 @@ fn b27_a_limit_too_small_for_buffers_is_refused_and_the_smallest_allowed_works()
             })
             .start()
     }
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (tell, told) = channel();
         let server = serve(move |event_loop| {
             // The boundary itself is the library's affair.
@@ -332,7 +332,7 @@ fn b27_a_limit_too_small_for_buffers_is_refused_and_the_smallest_allowed_works()
 #[test]
 fn b46_sending_on_write_complete_needs_no_stack() {
     const TIMES: u64 = 150_000;
-    alone!().run(|| {
+    each_poller!().run(|| {
         let times = AtomicU64::new(0);
         let server = serve(move |event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?
@@ -354,7 +354,7 @@ fn b46_sending_on_write_complete_needs_no_stack() {
 #[test]
 fn b30_sending_on_write_complete_takes_turns_with_the_others() {
     const TIMES: u32 = 50;
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (tell, told) = channel();
         let server = serve(move |event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?
@@ -378,7 +378,7 @@ fn b30_sending_on_write_complete_takes_turns_with_the_others() {
 fn b27_the_last_tasks_of_a_loop_are_under_back_pressure_too() {
     const TASKS: usize = 300_000;
     const LEN: usize = 1_000;
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, _peer) = recorded(|server| server.output_limit(1 << 30));
         let event_loop = this.conn.event_loop().clone();
         let conn = this.conn.clone();

@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use bare_loop::{Dropped, FEW_TURNS, Record, pair, run, turns_in_a_while};
+use bare_loop::{Dropped, FEW_TURNS, REPEATS, Record, pair, run, tells_edges, turns_in_a_while};
 use ruduo::{Channel, Event, EventLoop, Interest, Mode, Ready, Source, Token};
 
 /// Reads what is there, at most `n` bytes.
@@ -31,7 +31,7 @@ fn quit_soon(event_loop: &EventLoop) {
 
 #[test]
 fn level_is_reported_as_long_as_it_holds() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let (mut near, far) = pair();
         near.write_all(b"abc").unwrap();
@@ -49,7 +49,7 @@ fn level_is_reported_as_long_as_it_holds() {
 
 #[test]
 fn an_edge_is_reported_once_and_each_new_one_again() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let (mut near, far) = pair();
         near.write_all(b"abc").unwrap();
@@ -61,19 +61,24 @@ fn an_edge_is_reported_once_and_each_new_one_again() {
 
         let (calls, mut peer) = (seen.clone(), near.try_clone().unwrap());
         event_loop.run_after(bare_loop::A_WHILE, move |event_loop| {
-            assert_eq!(calls.len(), 1);
+            assert!(calls.len() == 1 || (!tells_edges() && calls.len() < REPEATS));
+            calls.take();
             peer.write_all(b"d").unwrap();
             event_loop.run_after(bare_loop::A_WHILE, EventLoop::quit);
         });
         run(&event_loop);
-        assert!(event_loop.turns() < FEW_TURNS);
-        assert_eq!(seen.take(), [Ready::READ; 2]);
+        let seen = seen.take();
+        assert!(seen.iter().all(|ready| *ready == Ready::READ) && !seen.is_empty());
+        if tells_edges() {
+            assert_eq!(seen.len(), 1);
+            assert!(event_loop.turns() < FEW_TURNS);
+        }
     });
 }
 
 #[test]
 fn one_shot_is_reported_once_until_its_interest_is_set_again() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let (mut near, far) = pair();
         near.write_all(b"abc").unwrap();
@@ -97,7 +102,7 @@ fn one_shot_is_reported_once_until_its_interest_is_set_again() {
 
 #[test]
 fn interest_is_turned_off_and_on_again() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let (mut near, far) = pair();
         near.write_all(b"abc").unwrap();
@@ -157,7 +162,7 @@ fn called_in_one_batch(act: fn(&EventLoop, Token)) -> usize {
 
 #[test]
 fn b36_an_event_of_a_channel_removed_in_the_same_batch_is_dropped() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         assert_eq!(called_in_one_batch(|_, _| {}), 2, "without a removal");
         assert_eq!(
             called_in_one_batch(|event_loop, other| assert!(event_loop.deregister(other))),
@@ -168,7 +173,7 @@ fn b36_an_event_of_a_channel_removed_in_the_same_batch_is_dropped() {
 
 #[test]
 fn b36_an_event_that_is_not_wanted_any_more_is_dropped() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let calls = called_in_one_batch(|event_loop, other| {
             event_loop.set_interest(other, Interest::NONE).unwrap();
         });
@@ -180,7 +185,7 @@ fn b36_an_event_that_is_not_wanted_any_more_is_dropped() {
 /// gives its descriptor number, and its place in the loop, to a new owner.
 #[test]
 fn b37_the_next_owner_of_a_descriptor_number_gets_nothing_of_the_old() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let (calls_of_old, calls_of_new) = (Record::new(), Record::new());
         let (new_near, new_far) = pair();
@@ -228,7 +233,7 @@ fn b37_the_next_owner_of_a_descriptor_number_gets_nothing_of_the_old() {
 
 #[test]
 fn b38_a_duplicate_of_a_removed_descriptor_wakes_nobody() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let (mut near, far) = pair();
         let duplicate = far.try_clone().unwrap();
@@ -272,7 +277,7 @@ fn hang_up(with_error: bool) -> (EventLoop, Token, Record<Ready>) {
 
 #[test]
 fn a_hang_up_nobody_waits_for_is_reported_once() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (event_loop, token, seen) = hang_up(false);
         let before = seen.clone();
         event_loop.run_after(bare_loop::A_WHILE, move |event_loop| {
@@ -289,7 +294,7 @@ fn a_hang_up_nobody_waits_for_is_reported_once() {
 
 #[test]
 fn an_error_nobody_waits_for_is_reported_once() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (event_loop, _, seen) = hang_up(true);
         assert!(turns_in_a_while(&event_loop) < FEW_TURNS);
         assert_eq!(seen.take(), [Ready::ERROR | Ready::HANGUP]);
@@ -298,7 +303,7 @@ fn an_error_nobody_waits_for_is_reported_once() {
 
 #[test]
 fn the_source_is_dropped_at_the_end_of_the_turn() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         struct Noted(UnixStream, #[expect(dead_code)] Dropped<&'static str>);
         impl AsFd for Noted {
             fn as_fd(&self) -> BorrowedFd<'_> {
@@ -330,7 +335,7 @@ fn the_source_is_dropped_at_the_end_of_the_turn() {
 
 #[test]
 fn the_end_of_a_loop_breaks_cycles() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let (_near, far) = pair();
         let far = Rc::new(far);
@@ -347,7 +352,7 @@ fn the_end_of_a_loop_breaks_cycles() {
 
 #[test]
 fn ten_thousand_descriptors_each_get_their_own_events() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         use nix::sys::resource::{Resource, getrlimit, setrlimit};
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
@@ -381,7 +386,7 @@ fn ten_thousand_descriptors_each_get_their_own_events() {
 
 #[test]
 fn what_can_not_be_watched_is_an_error_and_dropped() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let seen = Record::new();
         let held = Dropped(seen.clone(), "dropped");
@@ -446,7 +451,7 @@ impl Source for Told {
 /// does not wait.
 #[test]
 fn a_source_is_called_at_the_end_of_a_turn_and_of_the_loop() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let (mut near, far) = pair();
         near.write_all(b"x").unwrap();
@@ -461,7 +466,7 @@ fn a_source_is_called_at_the_end_of_a_turn_and_of_the_loop() {
 
 #[test]
 fn a_removed_source_is_not_called_at_the_end_of_the_turn() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let (_near, far) = pair();
         let seen = Record::new();

@@ -36,7 +36,7 @@ impl Handler for Collector {
 
 #[test]
 fn a_stream_that_is_connected_becomes_a_connection() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let echo = serve(|event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?
                 .on_message(|conn, input| conn.send_buffer(input))
@@ -63,7 +63,7 @@ fn a_stream_that_is_connected_becomes_a_connection() {
 
 #[test]
 fn the_peers_end_and_the_loops_end_are_told() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let connect = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let event_loop = EventLoop::new().unwrap();
@@ -99,7 +99,7 @@ fn what_on_connect_sends_leaves_and_a_dropped_handle_changes_nothing() {
             conn.event_loop().quit();
         }
     }
-    alone!().run(|| {
+    each_poller!().run(|| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut far, _) = listener.accept().unwrap();
@@ -133,7 +133,7 @@ fn nothing_is_called_inside_the_callback_that_begins_a_connection() {
             conn.event_loop().quit();
         }
     }
-    alone!().run(|| {
+    each_poller!().run(|| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut far, _) = listener.accept().unwrap();
@@ -165,7 +165,7 @@ fn nothing_is_called_inside_the_callback_that_begins_a_connection() {
 
 #[test]
 fn a_connection_may_end_before_it_has_begun() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let connect = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let event_loop = EventLoop::new().unwrap();
@@ -212,7 +212,7 @@ fn a_hang_up_before_it_has_begun_is_noticed_though_reading_is_paused() {
             conn.event_loop().quit();
         }
     }
-    alone!().run(|| {
+    each_poller!().run(|| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (far, _) = listener.accept().unwrap();
@@ -228,7 +228,7 @@ fn a_hang_up_before_it_has_begun_is_noticed_though_reading_is_paused() {
 
 #[test]
 fn a_child_forked_by_a_last_task_sends_nothing() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (far, _) = listener.accept().unwrap();
@@ -261,7 +261,7 @@ fn a_child_forked_by_a_last_task_sends_nothing() {
 
 #[test]
 fn a_stream_that_is_not_connected_any_more_is_an_error() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

@@ -15,7 +15,7 @@ use scene::{ANSWER, Scene, write};
 
 #[test]
 fn closed_by_the_peer() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let scene = Scene::new(|conn, input| conn.send_buffer(input));
         let (peer, _) = scene.connect();
         write(&peer, "hello");
@@ -27,7 +27,7 @@ fn closed_by_the_peer() {
 
 #[test]
 fn shut_down_by_the_program() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let scene = Scene::new(|conn, input| {
             conn.send_buffer(input);
             conn.shutdown();
@@ -42,7 +42,7 @@ fn shut_down_by_the_program() {
 
 #[test]
 fn closed_and_reset_by_the_program() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let scene = Scene::new(|_, _| {});
         let (_peer, conn) = scene.connect();
         conn.close().unwrap();
@@ -55,7 +55,7 @@ fn closed_and_reset_by_the_program() {
 
 #[test]
 fn a_reset_by_the_peer_is_a_failure_to_receive() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let scene = Scene::new(|conn, input| conn.send_buffer(input));
         let (peer, _) = scene.connect();
         write(&peer, "hello");
@@ -67,7 +67,7 @@ fn a_reset_by_the_peer_is_a_failure_to_receive() {
 
 #[test]
 fn a_reset_by_the_peer_with_output_pending_is_a_failure_to_send() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let scene = Scene::new(ANSWER);
         let (peer, _) = scene.connect_and_await_high_water();
         reset(peer);
@@ -78,7 +78,7 @@ fn a_reset_by_the_peer_with_output_pending_is_a_failure_to_send() {
 #[test]
 fn a_file_that_is_shorter_than_promised_is_a_failure_to_send() {
     const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
-    alone!().run(|| {
+    each_poller!().run(|| {
         let scene = Scene::new(|conn, input| {
             input.clear();
             let file = File::open(FILE).unwrap();
@@ -96,7 +96,7 @@ fn a_file_that_is_shorter_than_promised_is_a_failure_to_send() {
 
 #[test]
 fn input_that_nobody_consumes_has_a_limit() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let scene = Scene::with(|_, _| {}, |server| server.read_size(1000).input_limit(5000));
         let (peer, _) = scene.connect();
         // In the middle of this the connection ends.
@@ -107,7 +107,7 @@ fn input_that_nobody_consumes_has_a_limit() {
 
 #[test]
 fn output_that_nobody_takes_has_a_limit() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let scene =
             Scene::with(ANSWER, |server| server.water_marks(1000, 2000).output_limit(1_000_000));
         let (peer, _) = scene.connect();

@@ -23,7 +23,7 @@ fn is_reset(error: &io::Error) -> bool {
 
 #[test]
 fn b13_what_is_pending_at_the_peers_half_close_arrives() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let scene = Scene::new(ANSWER);
         let (peer, _) = scene.connect_and_await_high_water();
         peer.shutdown(Shutdown::Write).unwrap();
@@ -40,7 +40,7 @@ fn without_back_pressure(server: Server<'_>) -> Server<'_> {
 
 #[test]
 fn b13_a_request_with_the_half_close_right_behind_it_is_answered() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let scene = Scene::with(ANSWER, without_back_pressure);
         let (peer, _) = scene.connect();
         write(&peer, "go");
@@ -52,7 +52,7 @@ fn b13_a_request_with_the_half_close_right_behind_it_is_answered() {
 
 #[test]
 fn b13_servers_made_of_closures_answer_it_too() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let running = serve(|event_loop| {
             let server = without_back_pressure(TcpServer::bind(event_loop, "127.0.0.1:0")?);
             server.on_message(ANSWER).start()
@@ -68,7 +68,7 @@ fn b13_servers_made_of_closures_answer_it_too() {
 
 #[test]
 fn b32_shutdown_sends_what_is_pending_and_then_the_end() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let scene = Scene::new(|conn, input| {
             input.clear();
             conn.send(pattern(LARGE));
@@ -84,7 +84,7 @@ fn b32_shutdown_sends_what_is_pending_and_then_the_end() {
 
 #[test]
 fn b32_close_drops_what_is_pending() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let scene = Scene::new(ANSWER);
         let (peer, conn) = scene.connect_and_await_high_water();
         conn.close().unwrap();
@@ -96,7 +96,7 @@ fn b32_close_drops_what_is_pending() {
 
 #[test]
 fn b32_close_drops_also_what_the_same_callback_sent() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let scene = Scene::new(|conn, input| {
             input.clear();
             conn.send("not to be sent");
@@ -142,7 +142,7 @@ fn assert_reply_arrives(scene: &Scene) {
 
 #[test]
 fn b33_input_after_shutdown_does_not_destroy_the_reply() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let scene = Scene::new(|conn, input| {
             if input.readable().starts_with(b"go") {
                 conn.send(pattern(REPLY));
@@ -157,7 +157,7 @@ fn b33_input_after_shutdown_does_not_destroy_the_reply() {
 
 #[test]
 fn b33_an_echo_that_has_shut_down_discards_its_input_and_the_reply_arrives() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let scene = Scene::new(|conn, input| {
             if input.readable().starts_with(b"go") {
                 input.consume(2);
@@ -177,7 +177,7 @@ fn b33_an_echo_that_has_shut_down_discards_its_input_and_the_reply_arrives() {
 
 #[test]
 fn b34_the_peer_sees_a_reset() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let scene = Scene::new(|conn, _| conn.reset());
         let (peer, _) = scene.connect();
         write(&peer, "go");
@@ -194,7 +194,7 @@ fn b34_the_peer_sees_a_reset() {
 
 #[test]
 fn b34_a_reset_drops_what_is_pending() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let scene = Scene::new(ANSWER);
         let (peer, conn) = scene.connect_and_await_high_water();
         conn.reset().unwrap();
@@ -214,7 +214,7 @@ fn b35_closing_in_several_ways_from_several_threads_is_one_close() {
         |conn| conn.reset(),
         |conn| conn.send("more"),
     ];
-    alone!().run(|| {
+    each_poller!().run(|| {
         let scene = Scene::new(|conn, input| conn.send_buffer(input));
         for _ in 0..100 {
             let (peer, conn) = scene.connect();

@@ -73,7 +73,7 @@ macro_rules! everything_can_be_closed {
     ($($name:ident: $at:ident;)*) => {$(
         #[test]
         fn $name() {
-            alone!().run(|| {
+            each_poller!().run(|| {
                 assert_closes_itself(At::$at);
                 assert_resets_itself(At::$at);
                 assert_closes_another(At::$at);

@@ -24,7 +24,7 @@ const FEW_TURNS: u64 = 20;
 
 #[test]
 fn knows_both_addresses() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (tell, told) = channel();
         let server = serve(move |event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?
@@ -45,7 +45,7 @@ fn knows_both_addresses() {
 
 #[test]
 fn b11_reset_after_data_is_delivered_first() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, mut peer) = recorded(|server| server.read_size(4096));
         let data = pattern(40_000);
         let held = this.hold();
@@ -63,7 +63,7 @@ fn b11_reset_after_data_is_delivered_first() {
 
 #[test]
 fn b11_reset_alone_is_one_close_with_the_error() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, peer) = recorded(|server| server);
         reset(peer);
         assert_eq!(this.closed(), "ReadFailed(ECONNRESET)");
@@ -72,7 +72,7 @@ fn b11_reset_alone_is_one_close_with_the_error() {
 
 #[test]
 fn b12_fin_with_data_is_seen_after_all_data() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, mut peer) = recorded(|server| server.read_size(4096));
         let data = pattern(40_000);
         let held = this.hold();
@@ -91,7 +91,7 @@ fn b12_fin_with_data_is_seen_after_all_data() {
 
 #[test]
 fn b12_a_last_small_message_with_the_fin_is_not_lost() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, mut peer) = recorded(|server| server);
         let held = this.hold();
         peer.write_all(b"bye").unwrap();
@@ -107,7 +107,7 @@ fn b12_a_last_small_message_with_the_fin_is_not_lost() {
 
 #[test]
 fn pauses_are_counted() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, mut peer) = recorded(|server| server);
         for _ in 0..3 {
             this.conn.pause_reading().unwrap();
@@ -128,7 +128,7 @@ fn pauses_are_counted() {
 
 #[test]
 fn b16_fin_while_paused_does_not_spin_and_is_seen_on_resume() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, mut peer) = recorded_paused(|server| server);
         peer.write_all(b"last words").unwrap();
         peer.shutdown(Shutdown::Write).unwrap();
@@ -145,7 +145,7 @@ fn b16_fin_while_paused_does_not_spin_and_is_seen_on_resume() {
 /// Both directions have ended: the kernel then reports a hang-up, asked or not.
 #[test]
 fn b16_fin_while_paused_after_our_own_does_not_spin() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, mut peer) = recorded_paused(|server| server.linger(DEADLINE));
         this.conn.shutdown().unwrap();
         assert_eq!(read_to_end(&peer).unwrap(), b"");
@@ -163,7 +163,7 @@ fn b16_fin_while_paused_after_our_own_does_not_spin() {
 #[test]
 fn b17_reset_while_paused_does_not_spin_and_closes_at_the_linger_deadline() {
     const LINGER: Duration = Duration::from_millis(600);
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, peer) = recorded_paused(|server| server.linger(LINGER));
         let start = Instant::now();
         reset(peer);
@@ -176,7 +176,7 @@ fn b17_reset_while_paused_does_not_spin_and_closes_at_the_linger_deadline() {
 
 #[test]
 fn b17_reset_while_paused_is_seen_on_resume_with_the_data_before_it() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, mut peer) = recorded_paused(|server| server.linger(DEADLINE));
         peer.write_all(b"last words").unwrap();
         kernel::wait_for_bytes(this.ends, 10);
@@ -196,7 +196,7 @@ fn b17_reset_while_paused_is_seen_on_resume_with_the_data_before_it() {
 /// The handler knows of the peer's FIN and waits for something else before it answers.
 #[test]
 fn b17_reset_after_half_close_closes_at_once() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, peer) = recorded_open(|server| server.linger(DEADLINE));
         peer.shutdown(Shutdown::Write).unwrap();
         assert_eq!(within(&this.told), Told::HalfClose);
@@ -228,24 +228,24 @@ fn failing_read(alone: Alone, errno: &'static str) {
 
 #[test]
 fn b18_timeout_while_reading_closes_with_the_reason() {
-    failing_read(alone!(), "ETIMEDOUT");
+    failing_read(each_poller!(), "ETIMEDOUT");
 }
 
 #[test]
 fn b18_connection_aborted_while_reading_closes_with_the_reason() {
-    failing_read(alone!(), "ECONNABORTED");
+    failing_read(each_poller!(), "ECONNABORTED");
 }
 
 #[test]
 fn b18_host_unreachable_while_reading_closes_with_the_reason() {
-    failing_read(alone!(), "EHOSTUNREACH");
+    failing_read(each_poller!(), "EHOSTUNREACH");
 }
 
 /// The first receive calls say that there is nothing, against what the poller said.
 #[test]
 fn b19_spurious_readiness_is_nothing() {
     let inject = "inject=recvfrom:error=EAGAIN:when=1..3";
-    alone!().under(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", inject]).run(|| {
+    each_poller!().under(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", inject]).run(|| {
         let (this, peer) = recorded(|server| server);
         let mut peer = without_recv(peer);
         peer.write_all(b"hello").unwrap();
@@ -264,7 +264,7 @@ fn b19_spurious_readiness_is_nothing() {
 #[test]
 fn b19_interrupted_receive_calls_are_repeated() {
     let inject = "inject=recvfrom:error=EINTR:when=1..3";
-    alone!().under(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", inject]).run(|| {
+    each_poller!().under(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", inject]).run(|| {
         let (this, peer) = recorded(|server| server);
         without_recv(peer).write_all(b"hello").unwrap();
         assert_eq!(this.messages(), (b"hello".to_vec(), Told::HalfClose));
@@ -277,7 +277,7 @@ fn b19_interrupted_receive_calls_are_repeated() {
 /// One receive a turn is the budget: a peer that has sent a lot takes turns with the others.
 #[test]
 fn b15_a_firehose_takes_turns_with_the_others() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (tell, told) = channel();
         let server = serve(move |event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?
@@ -316,7 +316,7 @@ fn b15_a_firehose_takes_turns_with_the_others() {
 #[test]
 fn b20_input_never_consumed_is_capped() {
     const LIMIT: usize = 256 * 1024;
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (tell, told) = channel();
         let server = serve(move |event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?
@@ -364,7 +364,7 @@ fn b20_input_at_the_limit_is_delivered_again_before_more_is_read() {
             self.told.send(Told::Closed(recorder::brief(reason))).unwrap();
         }
     }
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (told, events) = channel();
         let server = serve(move |event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?

@@ -45,7 +45,7 @@ fn temporary() -> PathBuf {
 /// that reads late: writes are cut short at odd places.
 #[test]
 fn all_ways_of_sending_keep_their_order_and_every_byte() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, mut peer) = recorded(|server| server.water_marks(1 << 20, 48 << 20));
         let data: Arc<[u8]> = pattern(24 << 20).into();
         let content = data.clone();
@@ -130,7 +130,7 @@ fn pieces_of_different_kinds_are_one_call() {
 
 #[test]
 fn b22_an_idle_connection_causes_no_wakeups() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, peer) = recorded(|server| server);
         this.conn.send("hello").unwrap();
         assert_eq!(read_n(&peer, 5), b"hello");
@@ -141,7 +141,7 @@ fn b22_an_idle_connection_causes_no_wakeups() {
 /// Also for output that is below the high-water mark.
 #[test]
 fn b22_write_interest_is_on_while_output_waits_and_off_when_it_is_gone() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         for high_water in [1 << 20, 2 * A_LOT] {
             let (this, peer) = recorded(move |server| {
                 server.water_marks(1000, high_water).output_limit(3 * A_LOT)
@@ -199,12 +199,12 @@ fn send_into_a_broken_pipe(send: impl FnOnce(&Connection<'_>) + Send + 'static) 
 
 #[test]
 fn b23_epipe_on_send_never_kills_the_process() {
-    alone!().run(|| send_into_a_broken_pipe(|conn| conn.send("x")));
+    each_poller!().run(|| send_into_a_broken_pipe(|conn| conn.send("x")));
 }
 
 #[test]
 fn b23_epipe_on_sending_several_pieces_never_kills_the_process() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         send_into_a_broken_pipe(|conn| {
             conn.send("x");
             conn.send_shared(Arc::from(pattern(10_000)));
@@ -214,12 +214,12 @@ fn b23_epipe_on_sending_several_pieces_never_kills_the_process() {
 
 #[test]
 fn b23_epipe_on_send_file_never_kills_the_process() {
-    alone!().run(|| send_into_a_broken_pipe(|conn| conn.send_file(file(b"content"), 0, 7)));
+    each_poller!().run(|| send_into_a_broken_pipe(|conn| conn.send_file(file(b"content"), 0, 7)));
 }
 
 #[test]
 fn b24_reset_noticed_while_sending_does_not_hide_what_came_before_it() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, mut peer) = recorded(|server| server.read_size(4096));
         let data = pattern(40_000);
         let held = this.hold_then(|conn| conn.send("answer"));
@@ -278,7 +278,7 @@ macro_rules! failing_sends {
     ($($name:ident: $call:literal, $error:literal, $send:ident;)*) => {$(
         #[test]
         fn $name() {
-            failing_send(alone!(), $call, $error, $send);
+            failing_send(each_poller!(), $call, $error, $send);
         }
     )*};
 }
@@ -302,7 +302,7 @@ failing_sends! {
 
 #[test]
 fn b28_what_is_sent_after_shutdown_is_refused_and_counted() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, peer) = recorded(|server| server);
         let (tell, told) = channel();
         this.call(move |conn| {
@@ -333,7 +333,7 @@ fn b28_what_is_sent_after_shutdown_is_refused_and_counted() {
 
 #[test]
 fn b28_what_is_sent_after_close_is_refused_and_counted() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, peer) = recorded(|server| server);
         let (tell, told) = channel();
         this.call(move |conn| {
@@ -367,7 +367,7 @@ fn b28_what_is_sent_after_close_is_refused_and_counted() {
 
 #[test]
 fn b28_what_is_sent_from_on_close_goes_nowhere() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (tell, told) = channel();
         let server = serve(move |event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?

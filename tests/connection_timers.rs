@@ -29,7 +29,7 @@ fn wait_past(this: &Recorded, delay: Duration) {
 
 #[test]
 fn fires_once_with_its_key_and_never_early() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, _peer) = recorded(|server| server);
         let start = Instant::now();
         this.call(|conn| {
@@ -47,7 +47,7 @@ fn fires_once_with_its_key_and_never_early() {
 
 #[test]
 fn setting_it_again_replaces_it() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, _peer) = recorded(|server| server);
         let start = Instant::now();
         this.call(|conn| {
@@ -66,7 +66,7 @@ fn setting_it_again_replaces_it() {
 
 #[test]
 fn cancelling_tells_whether_it_was_armed() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, _peer) = recorded(|server| server);
         let (tell, told) = channel();
         this.call(move |conn| {
@@ -83,7 +83,7 @@ fn cancelling_tells_whether_it_was_armed() {
 
 #[test]
 fn one_that_has_fired_is_not_armed() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (this, _peer) = recorded(|server| server);
         this.call(|conn| conn.set_timer(1, Duration::ZERO));
         assert_eq!(within(&this.told), Told::Timer(1));
@@ -96,7 +96,7 @@ fn one_that_has_fired_is_not_armed() {
 /// Also with a delay of zero the others get their turns in between.
 #[test]
 fn may_be_set_again_by_itself() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let server = serve(move |event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?
                 .on_connect(|conn| conn.set_timer(5, Duration::ZERO))
@@ -117,7 +117,7 @@ fn may_be_set_again_by_itself() {
 
 #[test]
 fn keys_belong_to_their_connection() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let server = serve(move |event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?
                 .on_message(|conn, input| match input.read_u8() {
@@ -136,7 +136,7 @@ fn keys_belong_to_their_connection() {
 
 #[test]
 fn all_end_with_the_connection() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         // Closed by the program, and by the peer.
         for by_peer in [false, true] {
             let (this, peer) = recorded(|server| server);
@@ -164,7 +164,7 @@ fn all_end_with_the_connection() {
 /// Both are due at once; the first one closes.
 #[test]
 fn none_fires_after_close_in_the_same_turn() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (tell, told) = channel();
         let closed = tell.clone();
         let server = serve(move |event_loop| {
@@ -186,7 +186,7 @@ fn none_fires_after_close_in_the_same_turn() {
 
 #[test]
 fn one_set_in_the_last_callback_never_fires() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (tell, told) = channel();
         let fired = tell.clone();
         let server = serve(move |event_loop| {

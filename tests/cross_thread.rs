@@ -63,7 +63,7 @@ fn on_cue(act: impl Fn(&Connection) + Send + Sync + 'static) -> (Running, TcpStr
 fn b29_messages_of_each_thread_arrive_in_order() {
     const THREADS: u32 = 4;
     const MESSAGES: u32 = 2000;
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (_running, peer, handle, _) = serve_one(|_, _| {});
         let send_all = |thread: u32, handle: &ConnectionHandle| {
             for number in 0..MESSAGES {
@@ -91,7 +91,7 @@ fn b29_messages_of_each_thread_arrive_in_order() {
 
 #[test]
 fn b29_a_send_on_the_loop_leaves_after_a_posted_one_it_knows_of() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (_running, peer) = on_cue(|conn| {
             let post = |text: &'static str| {
                 let handle = conn.handle();
@@ -117,7 +117,7 @@ fn b29_a_send_on_the_loop_leaves_after_a_posted_one_it_knows_of() {
 #[test]
 fn b29_a_posted_send_is_not_overtaken_through_another_connection() {
     const ROUNDS: usize = 300;
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (handles, handle) = channel::<ConnectionHandle>();
         // Each connection answers what comes to it on the first one.
         let first = std::sync::OnceLock::<ConnectionHandle>::new();
@@ -146,7 +146,7 @@ fn b29_a_posted_send_is_not_overtaken_through_another_connection() {
 
 #[test]
 fn b29_send_then_shutdown_from_another_thread_loses_nothing() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (running, peer, handle, ended) = serve_one(|_, _| {});
         let bytes = pattern(1024 * 1024);
         handle.send(&bytes).unwrap();
@@ -174,7 +174,7 @@ fn assert_dead(handle: &ConnectionHandle) {
 
 #[test]
 fn b29_handles_are_safe_after_the_end_of_the_connection() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (running, peer, handle, ended) = serve_one(|_, _| {});
         drop(peer);
         assert_eq!(within(&ended), "PeerClosed");
@@ -193,7 +193,7 @@ fn b29_handles_are_safe_after_the_end_of_the_connection() {
 
 #[test]
 fn b29_handles_are_safe_after_the_end_of_the_loop() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (running, _peer, handle, ended) = serve_one(|_, _| {});
         drop(running);
         assert_eq!(within(&ended), "LoopEnded");
@@ -203,7 +203,7 @@ fn b29_handles_are_safe_after_the_end_of_the_loop() {
 
 #[test]
 fn b29_a_handle_made_in_on_close_is_closed() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (send, receive) = channel();
         let running = serve(move |event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?
@@ -218,7 +218,7 @@ fn b29_a_handle_made_in_on_close_is_closed() {
 
 #[test]
 fn b29_a_handle_on_the_loops_thread_acts_at_once() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (results, result) = channel();
         let (_running, peer) = on_cue(move |conn| {
             let handle = conn.handle();
@@ -236,7 +236,7 @@ fn b29_a_handle_on_the_loops_thread_acts_at_once() {
 
 #[test]
 fn b29_reading_pauses_and_resumes_through_handles() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (messages, message) = channel();
         let (running, mut peer, handle, _) = serve_one(move |_, input| {
             messages.send(input.read_bytes(input.len()).unwrap()).unwrap();
@@ -260,7 +260,7 @@ fn b29_reading_pauses_and_resumes_through_handles() {
 
 #[test]
 fn b29_pending_output_counts_what_is_on_its_way() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (counts, count) = channel();
         let (_running, peer) = on_cue(move |conn| {
             let handle = conn.handle();
@@ -306,7 +306,7 @@ fn serve_narrow(
 
 #[test]
 fn b29_output_beyond_the_limit_closes_and_leaves_no_hole() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (running, mut peer, _, ended) = serve_narrow(|conn| {
             let handle = conn.handle();
             elsewhere(move || handle.send("begin ").unwrap());
@@ -327,7 +327,7 @@ fn b29_output_beyond_the_limit_closes_and_leaves_no_hole() {
 
 #[test]
 fn b29_handles_say_full_when_too_much_is_on_its_way() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (blocked, is_blocked) = channel();
         let (go_on, may_go_on) = channel::<()>();
         let may_go_on = std::sync::Mutex::new(may_go_on);
@@ -376,7 +376,7 @@ impl Handler for Session {
 
 #[test]
 fn b29_posted_calls_reach_the_handler_in_the_order_of_sends() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let running = serve(|event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?.serve(|_| Session::default())
         });
@@ -388,7 +388,7 @@ fn b29_posted_calls_reach_the_handler_in_the_order_of_sends() {
 
 #[test]
 fn b29_posted_calls_find_what_is_in_the_box() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let running = serve(|event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?
                 .serve(|_| Box::new(Session::default()) as Box<dyn Handler>)
@@ -402,7 +402,7 @@ fn b29_posted_calls_find_what_is_in_the_box() {
 /// Another thread pauses, and then the loop, which knows of it, resumes.
 #[test]
 fn b29_a_resume_does_not_come_before_the_pause_it_ends() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let running = serve(|event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?
                 .on_message(|conn, input| {
@@ -447,7 +447,7 @@ impl Handler for Busy {
 
 #[test]
 fn b29_what_a_posted_call_does_has_the_place_of_the_call() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let running =
             serve(|event_loop| TcpServer::bind(event_loop, "127.0.0.1:0")?.serve(|_| Busy));
         let mut peer = running.connect();
@@ -458,7 +458,7 @@ fn b29_what_a_posted_call_does_has_the_place_of_the_call() {
 
 #[test]
 fn b29_calls_posted_by_two_threads_do_not_disorder_what_they_send() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (send, handle) = channel();
         let running = serve(move |event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?.serve(move |conn| {
@@ -500,7 +500,7 @@ impl Handler for Tells {
 
 #[test]
 fn b29_a_call_for_a_handler_of_another_type_closes_and_says_so() {
-    alone!().expect_log("is not a cross_thread::Session").run(|| {
+    each_poller!().expect_log("is not a cross_thread::Session").run(|| {
         let (me, handle) = channel();
         let (end, ended) = channel();
         let running = serve(move |event_loop| {

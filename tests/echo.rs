@@ -33,7 +33,7 @@ fn echo_all(peer: &TcpStream, bytes: &[u8]) -> Vec<u8> {
 
 #[test]
 fn many_megabytes_come_back_byte_exact() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let echo = Program::serve("echo", &[]);
         let sent = pattern(64 << 20);
         let received = echo_all(&echo.connect(), &sent);
@@ -43,7 +43,7 @@ fn many_megabytes_come_back_byte_exact() {
 
 #[test]
 fn a_client_that_shuts_down_its_write_side_at_once_gets_everything() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let echo = Program::serve("echo", &[]);
         for size in [0, 1, 1_000, 100_000] {
             let (mut peer, sent) = (echo.connect(), pattern(size));
@@ -56,7 +56,7 @@ fn a_client_that_shuts_down_its_write_side_at_once_gets_everything() {
 
 #[test]
 fn one_byte_at_a_time_comes_back() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let echo = Program::serve("echo", &[]);
         let mut peer = echo.connect();
         peer.set_nodelay(true).unwrap();
@@ -73,7 +73,7 @@ fn one_byte_at_a_time_comes_back() {
 /// its FIN.
 #[test]
 fn sessions_on_several_threads_end_when_the_client_does() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let echo = Program::serve("echo", &["--threads", "2"]);
         let sessions: Vec<_> = (0..50).map(|_| echo.connect()).collect();
         let block = pattern(4096);
@@ -96,7 +96,7 @@ fn sessions_on_several_threads_end_when_the_client_does() {
 
 #[test]
 fn no_descriptor_is_left_behind() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let echo = Program::serve("echo", &["--threads", "1"]);
         let before = echo.open_fds();
         for round in 0..3 {
@@ -142,7 +142,7 @@ fn echo_byte_by_byte(alone: Alone, threads: &str, bytes: usize, clients: fn(&Pro
 
 #[test]
 fn b21_bytes_that_move_one_by_one_come_back_exact() {
-    echo_byte_by_byte(alone!(), "0", 40_000, |echo| {
+    echo_byte_by_byte(each_poller!(), "0", 40_000, |echo| {
         let sent = pattern(40_000);
         let received = echo_all(&echo.connect(), &sent);
         assert_eq!((received.len(), hash(&received)), (sent.len(), hash(&sent)));
@@ -152,7 +152,7 @@ fn b21_bytes_that_move_one_by_one_come_back_exact() {
 #[test]
 fn b21_bytes_that_move_one_by_one_come_back_after_a_half_close() {
     const SIZES: [usize; 6] = [0, 1, 2, 3, 1_000, 20_000];
-    echo_byte_by_byte(alone!(), "0", SIZES.iter().sum(), |echo| {
+    echo_byte_by_byte(each_poller!(), "0", SIZES.iter().sum(), |echo| {
         for size in SIZES {
             let (mut peer, sent) = (echo.connect(), pattern(size));
             peer.write_all(&sent).unwrap();
@@ -180,17 +180,17 @@ fn echo_on_several_connections(echo: &Program) {
 
 #[test]
 fn b21_bytes_that_move_one_by_one_stay_with_their_connection() {
-    echo_byte_by_byte(alone!(), "0", CONNECTIONS * EACH, echo_on_several_connections);
+    echo_byte_by_byte(each_poller!(), "0", CONNECTIONS * EACH, echo_on_several_connections);
 }
 
 #[test]
 fn b21_bytes_that_move_one_by_one_stay_with_their_connection_on_several_threads() {
-    echo_byte_by_byte(alone!(), "2", CONNECTIONS * EACH, echo_on_several_connections);
+    echo_byte_by_byte(each_poller!(), "2", CONNECTIONS * EACH, echo_on_several_connections);
 }
 
 #[test]
 fn sigterm_and_sigint_end_it_with_status_0() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         for (signal, threads) in
             [(Signal::SIGTERM, "0"), (Signal::SIGINT, "0"), (Signal::SIGTERM, "2")]
         {
@@ -211,7 +211,7 @@ fn sigterm_and_sigint_end_it_with_status_0() {
 
 #[test]
 fn what_was_received_before_sigterm_is_still_echoed() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let echo = Program::serve("echo", &[]);
         let mut peer = echo.connect();
         // More than the kernel's buffers hold, so that output is pending in the server.
@@ -235,7 +235,7 @@ fn what_was_received_before_sigterm_is_still_echoed() {
 
 #[test]
 fn a_second_signal_ends_it_at_once() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let echo = Program::serve("echo", &[]);
         let mut peer = echo.connect();
         peer.write_all(b"x").unwrap();

@@ -24,7 +24,7 @@ use ruduo::{
 
 #[test]
 fn a_thread_has_one_loop_at_a_time() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let refused = || EventLoop::new().unwrap_err().kind() == io::ErrorKind::AlreadyExists;
         assert!(!EventLoop::exists_on_this_thread());
         let first = EventLoop::new().unwrap();
@@ -46,7 +46,7 @@ fn a_thread_has_one_loop_at_a_time() {
 
 #[test]
 fn b46_run_inside_run_is_an_error() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let refused = Record::new();
         let run_again = |from: &'static str| {
@@ -71,7 +71,7 @@ fn b46_run_inside_run_is_an_error() {
 
 #[test]
 fn b46_a_loop_runs_once() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         event_loop.quit();
         run(&event_loop);
@@ -90,7 +90,7 @@ fn b46_a_loop_runs_once() {
 
 #[test]
 fn b40_quit_before_run_is_not_lost() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let ways: [fn(&EventLoop); 4] = [
             |event_loop| event_loop.quit(),
             |event_loop| event_loop.handle().quit(),
@@ -115,7 +115,7 @@ fn b40_quit_before_run_is_not_lost() {
 
 #[test]
 fn b40_quit_from_another_thread_at_any_moment_ends_the_loop() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         for round in 0..3_000 {
             let event_loop = EventLoop::new().unwrap();
             let handle = event_loop.handle();
@@ -141,12 +141,12 @@ fn start_and_drop_a_pool_10_000_times() {
 
 #[test]
 fn b40_a_pool_is_started_and_dropped_10_000_times() {
-    alone!().run(start_and_drop_a_pool_10_000_times);
+    each_poller!().run(start_and_drop_a_pool_10_000_times);
 }
 
 #[test]
 fn b40_a_pool_is_started_and_dropped_10_000_times_on_one_cpu() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let this = Pid::from_raw(0);
         let mine = sched_getaffinity(this).unwrap();
         let cpu = (0..CpuSet::count()).find(|cpu| mine.is_set(*cpu).unwrap()).unwrap();
@@ -159,7 +159,7 @@ fn b40_a_pool_is_started_and_dropped_10_000_times_on_one_cpu() {
 
 #[test]
 fn b40_quit_lets_the_phase_finish_and_runs_the_last_tasks() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let (note, seen) = mpsc::channel();
         let record = |what: &'static str| {
@@ -190,7 +190,7 @@ fn b40_quit_lets_the_phase_finish_and_runs_the_last_tasks() {
 
 #[test]
 fn b40_tasks_posted_before_quit_run() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         // More than a turn runs.
         const TASKS: usize = 25_000;
         let (done, tasks_done) = mpsc::channel();
@@ -211,7 +211,7 @@ fn b40_tasks_posted_before_quit_run() {
 
 #[test]
 fn b40_posts_after_the_end_are_refused_and_dropped_on_the_caller() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         struct SaysWhere(mpsc::Sender<ThreadId>);
         impl Drop for SaysWhere {
             fn drop(&mut self) {
@@ -240,7 +240,7 @@ fn b40_posts_after_the_end_are_refused_and_dropped_on_the_caller() {
 
 #[test]
 fn b40_a_task_deferred_by_the_last_ones_is_dropped() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let value = Rc::new(());
         let held = Rc::clone(&value);
@@ -255,7 +255,7 @@ fn b40_a_task_deferred_by_the_last_ones_is_dropped() {
 
 #[test]
 fn b40_a_loop_that_never_ran_ends_the_same_way() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let (handle, seen) = (event_loop.handle(), Record::new());
         let value = Rc::new(());
@@ -280,7 +280,7 @@ fn b40_a_loop_that_never_ran_ends_the_same_way() {
 
 #[test]
 fn a_handle_outlives_its_loop() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         for kind in notifier_kinds() {
             let handle = EventLoop::builder().notifiers(*kind).build().unwrap().handle();
             let event_loop = EventLoop::builder().notifiers(*kind).build().unwrap();
@@ -295,7 +295,7 @@ fn a_handle_outlives_its_loop() {
 
 #[test]
 fn a_forked_child_can_not_use_the_loop_and_does_not_disturb_it() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let mut parents = Some(EventLoop::new().unwrap());
         let (mut near, far) = pair();
         let quit = Channel::new(far, Interest::READ, |event_loop, _, _| event_loop.quit());
@@ -339,7 +339,7 @@ fn a_forked_child_can_not_use_the_loop_and_does_not_disturb_it() {
 /// The child's copy of the loop is in the middle of a turn: it goes no further.
 #[test]
 fn a_child_forked_in_a_callback_gets_an_error_from_run() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let (mut near, far) = pair();
         near.write_all(b"x").unwrap();
@@ -379,7 +379,7 @@ fn a_child_forked_in_a_callback_gets_an_error_from_run() {
 /// The child has one thread; a lock that another one held at the fork stays locked there for ever.
 #[test]
 fn a_forked_child_does_not_wait_for_the_threads_it_left_behind() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         for _ in 0..200 {
             let event_loop = EventLoop::new().unwrap();
             let handle = event_loop.handle();

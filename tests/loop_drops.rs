@@ -219,7 +219,7 @@ fn everywhere(event_loop: &EventLoop, counts: &Arc<Counts>) -> Vec<UnixStream> {
 
 #[test]
 fn b41_values_that_use_the_loop_when_dropped_may_sit_anywhere() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let counts = Arc::new(Counts::default());
         let peers = everywhere(&event_loop, &counts);
@@ -235,7 +235,7 @@ fn b41_values_that_use_the_loop_when_dropped_may_sit_anywhere() {
 
 #[test]
 fn b41_also_in_a_loop_that_never_ran() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let counts = Arc::new(Counts::default());
         let peers = everywhere(&event_loop, &counts);
@@ -250,7 +250,7 @@ fn b41_also_in_a_loop_that_never_ran() {
 
 #[test]
 fn b41_a_refused_task_may_use_its_handle_when_dropped() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let counts = Arc::new(Counts::default());
         let value = Meddler::new(&event_loop, &counts);

@@ -42,7 +42,7 @@ fn readable() -> (UnixStream, UnixStream) {
 
 #[test]
 fn b45_a_panic_in_a_task_ends_that_task() {
-    alone!().expect_log("a task panicked: boom 1").expect_log("a task panicked: boom 2").run(
+    each_poller!().expect_log("a task panicked: boom 1").expect_log("a task panicked: boom 2").run(
         || {
             let event_loop = EventLoop::new().unwrap();
             let seen = Record::new();
@@ -60,31 +60,33 @@ fn b45_a_panic_in_a_task_ends_that_task() {
 
 #[test]
 fn b45_a_panic_in_a_timer_ends_that_timer() {
-    alone!().expect_log("a timer panicked: once").expect_log("a timer panicked: often").run(|| {
-        let event_loop = EventLoop::new().unwrap();
-        let seen = Record::new();
-        event_loop.run_after(Duration::ZERO, |_| panic!("once"));
-        event_loop.run_after(Duration::ZERO, note(&seen, "same batch"));
-        let often = event_loop.run_every(Duration::from_millis(1), |_| panic!("often"));
-        let other = note(&seen, "other");
-        event_loop.run_every(Duration::from_millis(1), other);
-        let note = seen.clone();
-        event_loop.run_every(Duration::from_millis(1), move |event_loop| {
-            if note.len() > 10 {
-                assert!(!event_loop.cancel(often), "it is gone already");
-                event_loop.quit();
-            }
-        });
-        run(&event_loop);
-        let seen = seen.take();
-        assert_eq!(seen.iter().filter(|what| **what == "same batch").count(), 1);
-        assert_eq!(event_loop.panics(), 2);
-    });
+    each_poller!().expect_log("a timer panicked: once").expect_log("a timer panicked: often").run(
+        || {
+            let event_loop = EventLoop::new().unwrap();
+            let seen = Record::new();
+            event_loop.run_after(Duration::ZERO, |_| panic!("once"));
+            event_loop.run_after(Duration::ZERO, note(&seen, "same batch"));
+            let often = event_loop.run_every(Duration::from_millis(1), |_| panic!("often"));
+            let other = note(&seen, "other");
+            event_loop.run_every(Duration::from_millis(1), other);
+            let note = seen.clone();
+            event_loop.run_every(Duration::from_millis(1), move |event_loop| {
+                if note.len() > 10 {
+                    assert!(!event_loop.cancel(often), "it is gone already");
+                    event_loop.quit();
+                }
+            });
+            run(&event_loop);
+            let seen = seen.take();
+            assert_eq!(seen.iter().filter(|what| **what == "same batch").count(), 1);
+            assert_eq!(event_loop.panics(), 2);
+        },
+    );
 }
 
 #[test]
 fn b45_a_panic_in_a_handler_ends_that_channel() {
-    alone!().expect_log("the handler of an event panicked: boom").run(|| {
+    each_poller!().expect_log("the handler of an event panicked: boom").run(|| {
         let event_loop = EventLoop::new().unwrap();
         let seen = Record::new();
         let peers = [0, 1, 2].map(|i| {
@@ -107,7 +109,7 @@ fn b45_a_panic_in_a_handler_ends_that_channel() {
 
 #[test]
 fn b45_a_channel_whose_handler_panicked_is_closed() {
-    alone!().expect_log("the handler of an event panicked: boom").run(|| {
+    each_poller!().expect_log("the handler of an event panicked: boom").run(|| {
         let event_loop = EventLoop::new().unwrap();
         let (near, far) = readable();
         let far = Rc::new(far);
@@ -127,7 +129,7 @@ fn b45_a_channel_whose_handler_panicked_is_closed() {
 
 #[test]
 fn b45_a_panic_in_a_signal_handler_ends_that_handler() {
-    alone!().expect_log("a signal handler panicked: boom").run(|| {
+    each_poller!().expect_log("a signal handler panicked: boom").run(|| {
         let event_loop = EventLoop::new().unwrap();
         let seen = Record::new();
         let first =
@@ -151,7 +153,7 @@ fn b45_a_panic_in_a_signal_handler_ends_that_handler() {
 
 #[test]
 fn b45_a_panic_in_a_drop_ends_nothing_else() {
-    alone!().expect_log("a mine in a drop").run(|| {
+    each_poller!().expect_log("a mine in a drop").run(|| {
         let event_loop = EventLoop::new().unwrap();
         let seen = Record::new();
         let in_task = Mine;
@@ -186,7 +188,7 @@ fn b45_a_panic_in_a_drop_ends_nothing_else() {
 
 #[test]
 fn b45_what_a_panic_carries_may_panic_too() {
-    alone!().expect_log("a task panicked: (a value that is not text)").run(|| {
+    each_poller!().expect_log("a task panicked: (a value that is not text)").run(|| {
         let event_loop = EventLoop::new().unwrap();
         event_loop.defer(|_| panic_any(Mine));
         event_loop.defer(EventLoop::quit);
@@ -247,7 +249,7 @@ fn trapped(trap: &'static str) -> Vec<&'static str> {
 
 #[test]
 fn b45_a_source_is_told_of_its_panic() {
-    alone!()
+    each_poller!()
         .expect_log("the handler of an event panicked")
         .expect_log("the handler of an end of turn panicked")
         .expect_log("the handler of a loop's end panicked")
@@ -273,21 +275,23 @@ fn b45_a_source_that_panics_when_told_of_its_panic_is_removed() {
             panic!("boom again");
         }
     }
-    alone!().expect_log("an event panicked: boom").expect_log("on_panic panicked").run(|| {
-        let event_loop = EventLoop::new().unwrap();
-        let (near, far) = readable();
-        let channel = Channel::from_source(Rc::new(Hopeless(far)), Interest::READ);
-        event_loop.register(channel).unwrap();
-        run(&event_loop);
-        assert!(event_loop.turns() < FEW_TURNS);
-        assert_eq!(event_loop.panics(), 2);
-        drop(near);
-    });
+    each_poller!().expect_log("an event panicked: boom").expect_log("on_panic panicked").run(
+        || {
+            let event_loop = EventLoop::new().unwrap();
+            let (near, far) = readable();
+            let channel = Channel::from_source(Rc::new(Hopeless(far)), Interest::READ);
+            event_loop.register(channel).unwrap();
+            run(&event_loop);
+            assert!(event_loop.turns() < FEW_TURNS);
+            assert_eq!(event_loop.panics(), 2);
+            drop(near);
+        },
+    );
 }
 
 #[test]
 fn b45_a_panic_at_the_end_of_the_loop_keeps_nothing_from_its_end() {
-    alone!().expect_log("a task panicked: last").run(|| {
+    each_poller!().expect_log("a task panicked: last").run(|| {
         let event_loop = EventLoop::new().unwrap();
         let (seen, value) = (Record::new(), Rc::new(()));
         let held = Rc::clone(&value);
@@ -303,7 +307,7 @@ fn b45_a_panic_at_the_end_of_the_loop_keeps_nothing_from_its_end() {
 
 #[test]
 fn b45_a_panic_at_the_start_of_a_loop_thread_is_an_error() {
-    alone!().expect_log("the start of a loop thread panicked: boom").run(|| {
+    each_poller!().expect_log("the start of a loop thread panicked: boom").run(|| {
         let started = LoopThread::spawn("test-loop", EventLoop::builder(), |_| panic!("boom"));
         let error = started.unwrap_err().to_string();
         assert!(error.contains("test-loop") && error.contains("panicked"), "{error}");
@@ -313,7 +317,7 @@ fn b45_a_panic_at_the_start_of_a_loop_thread_is_an_error() {
 #[test]
 fn b45_the_policy_abort_aborts() {
     let abort = PanicPolicy::Abort;
-    alone!().run(|| {
+    each_poller!().run(|| {
         type Setup = fn(&EventLoop);
         let places: [(&str, Setup); 5] = [
             ("task", |event_loop| event_loop.defer(|_| panic!("boom"))),

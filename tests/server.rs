@@ -20,7 +20,7 @@ use common::{
 };
 use ruduo::{
     Buffer, Channel, CloseReason, Connection, EventLoop, Handler, Interest, LoopHandle, LoopPool,
-    LoopThread, Placement, Server, ServerHandle, TcpServer, handler_fn,
+    LoopThread, Placement, PollerKind, Server, ServerHandle, TcpServer, handler_fn,
 };
 
 /// One line, without its end.
@@ -56,7 +56,7 @@ fn greet_by_thread(server: Server<'_>) -> io::Result<ServerHandle> {
 
 #[test]
 fn the_front_page_works_as_written() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (send, receive) = mpsc::channel();
         let program = thread::spawn(move || {
             let event_loop = EventLoop::new()?;
@@ -93,7 +93,7 @@ fn a_session_is_made_for_each_connection() {
         fn on_close(&mut self, _conn: &Connection, _reason: &CloseReason) {}
     }
 
-    alone!().run(|| {
+    each_poller!().run(|| {
         let counter = serve(|event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?.serve(|_conn| Session { lines: 0 })
         });
@@ -125,7 +125,7 @@ fn sessions_of_one_loop_share_state_that_cannot_cross_threads() {
         fn on_message(&mut self, _: &Connection, _: &mut Buffer) {}
     }
 
-    alone!().run(|| {
+    each_poller!().run(|| {
         let server = serve(|event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?.threads(2).serve_per_loop(|_loop| {
                 let members = Rc::new(Members::default());
@@ -140,7 +140,7 @@ fn sessions_of_one_loop_share_state_that_cannot_cross_threads() {
 
 #[test]
 fn a_closure_with_state_becomes_a_handler() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let server = serve(|event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?.serve(|_conn| {
                 let mut seen = 0;
@@ -240,12 +240,12 @@ fn assert_every_callback_comes<H: Handler>(wrap: fn(Recorder) -> H) {
 
 #[test]
 fn a_handler_gets_every_callback() {
-    alone!().run(|| assert_every_callback_comes(|recorder| recorder));
+    each_poller!().run(|| assert_every_callback_comes(|recorder| recorder));
 }
 
 #[test]
 fn a_boxed_handler_gets_every_callback() {
-    alone!()
+    each_poller!()
         .run(|| assert_every_callback_comes(|recorder| -> Box<dyn Handler> { Box::new(recorder) }));
 }
 
@@ -261,7 +261,7 @@ fn settings_that_contradict_each_other_are_refused() {
         (|server| server.water_marks(500, 400), "high one (400)"),
         (|server| server.water_marks(0, 9000).output_limit(9000), "output limit (9000)"),
     ];
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         for (change, complaint) in cases {
             let server = change(TcpServer::bind(&event_loop, "127.0.0.1:0").unwrap().threads(2));
@@ -274,7 +274,7 @@ fn settings_that_contradict_each_other_are_refused() {
 
 #[test]
 fn connections_beyond_the_maximum_are_refused_until_one_closes() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let running = serve(|event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?
                 .max_connections(2)
@@ -302,7 +302,7 @@ fn connections_beyond_the_maximum_are_refused_until_one_closes() {
 
 #[test]
 fn connections_are_spread_over_the_threads_in_turn() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let running = serve(|event_loop| {
             let server = TcpServer::bind(event_loop, "127.0.0.1:0")?;
             greet_by_thread(server.threads(3).name("io"))
@@ -315,7 +315,7 @@ fn connections_are_spread_over_the_threads_in_turn() {
 
 #[test]
 fn without_threads_the_loop_itself_serves() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let running =
             serve(|event_loop| greet_by_thread(TcpServer::bind(event_loop, "127.0.0.1:0")?));
         assert_eq!(read_line(&running.connect()), "test-loop");
@@ -325,7 +325,7 @@ fn without_threads_the_loop_itself_serves() {
 
 #[test]
 fn placement_by_hash_keeps_a_peer_on_its_loop() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let running = serve(|event_loop| {
             let server = TcpServer::bind(event_loop, "127.0.0.1:0")?;
             greet_by_thread(server.threads(3).placement(Placement::Hash))
@@ -338,7 +338,7 @@ fn placement_by_hash_keeps_a_peer_on_its_loop() {
 
 #[test]
 fn placement_by_load_chooses_the_loop_with_the_fewest_connections() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (send, receive) = mpsc::channel();
         let running = serve(move |event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?
@@ -364,7 +364,7 @@ fn placement_by_load_chooses_the_loop_with_the_fewest_connections() {
 
 #[test]
 fn two_servers_share_a_pool() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (send, receive) = mpsc::channel();
         let thread = LoopThread::spawn("base", EventLoop::builder(), move |event_loop| {
             let pool = LoopPool::builder(event_loop).threads(2).name("shared").start()?;
@@ -400,7 +400,7 @@ fn two_servers_share_a_pool() {
 
 #[test]
 fn a_server_counts_connections_and_bytes() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let Running { server, thread: _thread } = serve(|event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?
                 .threads(2)
@@ -479,12 +479,15 @@ fn assert_service_survives(harm: fn(&EventLoop)) {
 
 #[test]
 fn b57_a_loop_that_has_quit_is_passed_over_and_its_connections_close() {
-    alone!().run(|| assert_service_survives(EventLoop::quit));
+    each_poller!().run(|| assert_service_survives(EventLoop::quit));
 }
 
 #[test]
 fn b57_a_loop_whose_wait_fails_is_passed_over_and_its_connections_close() {
-    alone!().expect_log("an event loop failed").run(|| assert_service_survives(break_poller));
+    alone!()
+        .on_poller(PollerKind::Epoll)
+        .expect_log("an event loop failed")
+        .run(|| assert_service_survives(break_poller));
 }
 
 /// Puts something else in the place of a loop's epoll instance: the nearest a test comes to a

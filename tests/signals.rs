@@ -49,7 +49,7 @@ fn send(signal: Signal) {
 
 #[test]
 fn a_signal_calls_a_function_on_the_loop() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         for kind in notifier_kinds() {
             let (arrived, arrivals) = mpsc::channel();
             let init = move |event_loop: &EventLoop| {
@@ -72,7 +72,7 @@ fn a_signal_calls_a_function_on_the_loop() {
 
 #[test]
 fn a_signal_before_run_is_not_lost() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         event_loop.on_signal(Signal::SIGTERM, |event_loop, _| event_loop.quit()).unwrap();
         send(Signal::SIGTERM);
@@ -82,7 +82,7 @@ fn a_signal_before_run_is_not_lost() {
 
 #[test]
 fn each_signal_calls_its_own_functions() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let seen = Record::new();
         for (name, signal) in
@@ -104,7 +104,7 @@ fn each_signal_calls_its_own_functions() {
 
 #[test]
 fn the_previous_action_comes_back() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let default = action(Signal::SIGUSR1);
         set_previous(Signal::SIGUSR2, SigHandler::Handler(do_nothing));
         let own = action(Signal::SIGUSR2);
@@ -152,7 +152,7 @@ fn the_previous_action_comes_back() {
 
 #[test]
 fn functions_of_a_signal_may_remove_themselves_and_each_other() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         set_previous(Signal::SIGUSR1, SigHandler::SigIgn);
         let event_loop = EventLoop::new().unwrap();
         let seen = Record::new();
@@ -185,7 +185,7 @@ fn functions_of_a_signal_may_remove_themselves_and_each_other() {
 
 #[test]
 fn one_loop_of_the_process_has_a_signal() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let ask =
             |event_loop: &EventLoop| event_loop.on_signal(Signal::SIGUSR1, |_, _| {}).map(drop);
         let first = EventLoop::new().unwrap();
@@ -204,7 +204,7 @@ fn one_loop_of_the_process_has_a_signal() {
 
 #[test]
 fn signals_that_can_not_be_caught_are_an_error() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         for signal in [Signal::SIGKILL, Signal::SIGSTOP] {
             for _ in 0..2 {
@@ -224,7 +224,7 @@ fn signals_that_can_not_be_caught_are_an_error() {
 /// What the kernel refuses to count further does not wake by being written to.
 #[test]
 fn b43_a_signal_wakes_a_loop_whose_eventfd_is_saturated() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         event_loop.on_signal(Signal::SIGUSR1, |event_loop, _| event_loop.quit()).unwrap();
         let fds = open_fds();
@@ -263,7 +263,7 @@ const HELD_UP: [&str; 7] =
 /// The loop ends meanwhile, and its descriptor's number gets a new owner.
 #[test]
 fn a_late_signal_does_not_write_to_a_descriptor_of_somebody_else() {
-    alone!().under(&HELD_UP).run(|| {
+    each_poller!().under(&HELD_UP).run(|| {
         let (event_loop, signalled) = held_up_in_the_handler();
         drop(event_loop);
         let (first, second) = (bare_loop::pair(), bare_loop::pair());
@@ -278,7 +278,7 @@ fn a_late_signal_does_not_write_to_a_descriptor_of_somebody_else() {
 /// In the child that thread does not exist, so nobody will ever come out of the handler there.
 #[test]
 fn a_forked_child_does_not_wait_for_a_signal_handler_it_left_behind() {
-    alone!().under(&HELD_UP).run(|| {
+    each_poller!().under(&HELD_UP).run(|| {
         let (event_loop, signalled) = held_up_in_the_handler();
         let mut event_loop = Some(event_loop);
         let child = forked(|| drop(event_loop.take()));
@@ -291,7 +291,7 @@ fn a_forked_child_does_not_wait_for_a_signal_handler_it_left_behind() {
 /// mask by those who spawn by other means.
 #[test]
 fn b64_a_child_process_inherits_neither_descriptors_nor_signal_settings() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let child = || {
             let script = "grep -E '^Sig(Blk|Ign|Cgt)' /proc/self/status; ls /proc/self/fd | wc -l";
             let output = Command::new("sh").args(["-c", script]).output().unwrap();

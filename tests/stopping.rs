@@ -68,7 +68,7 @@ fn expect(callbacks: &Receiver<Callback>, expected: &str) -> LoopHandle {
 
 #[test]
 fn what_is_pending_is_delivered_after_stop() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (high, above) = mpsc::channel();
         let (close, reasons) = mpsc::channel();
         let running = serve(move |event_loop| {
@@ -97,7 +97,7 @@ fn what_is_pending_is_delivered_after_stop() {
 #[test]
 fn what_is_left_at_the_deadline_is_cut() {
     let patience = Duration::from_millis(300);
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (running, callbacks) = serve_stubborn(2);
         let peers = [running.connect(), running.connect()];
         peers.iter().for_each(assert_echoes);
@@ -119,7 +119,7 @@ fn what_is_left_at_the_deadline_is_cut() {
 
 #[test]
 fn until_the_deadline_old_connections_work_and_new_ones_do_not() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (running, callbacks) = serve_stubborn(0);
         let peer = running.connect();
         assert_echoes(&peer);
@@ -137,7 +137,7 @@ fn until_the_deadline_old_connections_work_and_new_ones_do_not() {
 
 #[test]
 fn of_two_deadlines_the_earlier_counts() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         for deadlines in [[Duration::MAX, Duration::ZERO], [Duration::ZERO, Duration::MAX]] {
             let (running, callbacks) = serve_stubborn(1);
             let peer = running.connect();
@@ -158,7 +158,7 @@ fn of_two_deadlines_the_earlier_counts() {
 
 #[test]
 fn stop_works_in_a_callback_on_any_loop() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         for threads in [0, 2] {
             let (send, receive) = mpsc::channel::<ServerHandle>();
             let receive = std::sync::Mutex::new(receive);
@@ -183,7 +183,7 @@ fn stop_works_in_a_callback_on_any_loop() {
 
 #[test]
 fn wait_returns_when_connections_and_threads_are_gone() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (running, callbacks) = serve_stubborn(2);
         let peers = [running.connect(), running.connect()];
         peers.iter().for_each(assert_echoes);
@@ -207,7 +207,7 @@ fn wait_returns_when_connections_and_threads_are_gone() {
 
 #[test]
 fn wait_on_a_thread_with_a_loop_is_an_error() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (running, _callbacks) = serve_stubborn(1);
         let (send, receive) = mpsc::channel();
         let server = running.server.clone();
@@ -222,7 +222,7 @@ fn wait_on_a_thread_with_a_loop_is_an_error() {
 
 #[test]
 fn the_loop_goes_on_and_serves_the_same_port_again() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let thread = LoopThread::spawn("test-loop", EventLoop::builder(), |_| Ok(())).unwrap();
         let mut address: SocketAddr = OWN_ADDRESS.parse().unwrap();
         for _ in 0..3 {
@@ -245,7 +245,7 @@ fn the_loop_goes_on_and_serves_the_same_port_again() {
 
 #[test]
 fn a_stop_amid_a_flood_of_connections_ends_them_all() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (connected, closed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let counts = (connected.clone(), closed.clone());
         let running = serve(move |event_loop| {
@@ -291,7 +291,7 @@ fn a_stop_amid_a_flood_of_connections_ends_them_all() {
 
 #[test]
 fn a_loop_that_ends_closes_the_connections_and_ends_the_server() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         for threads in [0, 2] {
             let (running, callbacks) = serve_stubborn(threads);
             let peers: Vec<_> = (0..4).map(|_| running.connect()).collect();
@@ -312,7 +312,7 @@ fn a_loop_that_ends_closes_the_connections_and_ends_the_server() {
 
 #[test]
 fn a_loop_that_ends_while_its_server_is_stopping_ends_the_server() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         for threads in [0, 2] {
             let (running, callbacks) = serve_stubborn(threads);
             let peers = [running.connect(), running.connect()];
@@ -334,7 +334,7 @@ fn a_loop_that_ends_while_its_server_is_stopping_ends_the_server() {
 
 #[test]
 fn a_loop_thread_that_ends_while_the_server_is_stopping_does_not_keep_it() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (running, callbacks) = serve_stubborn(2);
         let peers = [running.connect(), running.connect()];
         peers.iter().for_each(assert_echoes);
@@ -350,7 +350,7 @@ fn a_loop_thread_that_ends_while_the_server_is_stopping_does_not_keep_it() {
 
 #[test]
 fn a_loop_that_never_ran_ends_its_server_too() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         for threads in [0, 2] {
             let event_loop = EventLoop::new().unwrap();
             let server = TcpServer::bind(&event_loop, OWN_ADDRESS).unwrap().threads(threads);
@@ -366,7 +366,7 @@ fn a_loop_that_never_ran_ends_its_server_too() {
 
 #[test]
 fn a_server_on_the_threads_of_another_loop_ends_with_its_own() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (send, receive) = mpsc::channel();
         let host = LoopThread::spawn("host", EventLoop::builder(), move |event_loop| {
             send.send(LoopPool::builder(event_loop).threads(2).start()?).unwrap();
@@ -414,7 +414,7 @@ fn send_to_myself(signal: Signal) {
 
 #[test]
 fn a_signal_stops_the_server_and_then_the_loop() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         for signal in [Signal::SIGINT, Signal::SIGTERM] {
             run_until_signalled(DEADLINE, move |address| {
                 let peer = connect(address);
@@ -429,7 +429,7 @@ fn a_signal_stops_the_server_and_then_the_loop() {
 
 #[test]
 fn a_second_signal_ends_the_loop_at_once() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         run_until_signalled(Duration::MAX, |address| {
             let peer = connect(address);
             assert_echoes(&peer);
@@ -448,7 +448,7 @@ fn a_second_signal_ends_the_loop_at_once() {
 
 #[test]
 fn stopping_on_signals_belongs_to_the_loop_of_the_server() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let running = serve(|event_loop| echo_on(event_loop, OWN_ADDRESS.parse().unwrap()));
         let other = EventLoop::new().unwrap();
         let error = running.server.stop_on_signals(&other, DEADLINE).unwrap_err();
@@ -459,7 +459,7 @@ fn stopping_on_signals_belongs_to_the_loop_of_the_server() {
 /// A loop that was busy when it was told has that much less time.
 #[test]
 fn the_deadline_counts_from_the_call() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (running, callbacks) = serve_stubborn(0);
         let peer = running.connect();
         assert_echoes(&peer);

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use bare_loop::{A_WHILE, FEW_TURNS, Record, notifier_kinds, pair, run};
 use common::{DEADLINE, eventually, open_fds, within};
 use nix::unistd::{Pid, gettid};
-use ruduo::{Channel, Event, EventLoop, EventLoopBuilder, Interest, LoopThread};
+use ruduo::{Channel, Event, EventLoop, EventLoopBuilder, Interest, LoopThread, PollerKind};
 
 fn spawn(builder: EventLoopBuilder) -> LoopThread {
     LoopThread::spawn("test-loop", builder, |_| Ok(())).unwrap()
@@ -28,7 +28,7 @@ fn spawn(builder: EventLoopBuilder) -> LoopThread {
 
 #[test]
 fn post_and_defer_share_one_order() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let (done, tasks_done) = mpsc::channel();
         for i in (0..300).step_by(3) {
@@ -47,7 +47,7 @@ fn post_and_defer_share_one_order() {
 
 #[test]
 fn tasks_of_callbacks_run_in_this_turn_and_tasks_of_tasks_in_the_next() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let seen = Record::new();
         let note = |what: &'static str| {
@@ -81,7 +81,7 @@ fn tasks_of_callbacks_run_in_this_turn_and_tasks_of_tasks_in_the_next() {
 
 #[test]
 fn many_tasks_or_long_ones_do_not_keep_the_rest_of_the_loop_waiting() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let spin = |time: Duration| {
             let start = Instant::now();
             while start.elapsed() < time {}
@@ -118,7 +118,7 @@ fn b42_no_task_is_lost_and_each_threads_tasks_keep_their_order() {
     #[derive(Default)]
     struct Seen(RefCell<Vec<(usize, usize)>>);
 
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = spawn(EventLoop::builder());
         thread::scope(|scope| {
             for thread in 0..THREADS {
@@ -155,7 +155,7 @@ fn b42_no_task_is_lost_and_each_threads_tasks_keep_their_order() {
 /// Each round trip is a new chance to post just while the loop falls asleep.
 #[test]
 fn b42_every_post_wakes_whatever_the_waker_is() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         for kind in notifier_kinds() {
             let event_loop = spawn(EventLoop::builder().notifiers(*kind));
             thread::scope(|scope| {
@@ -184,7 +184,7 @@ fn b41_a_task_posted_while_the_loop_stops_runs_or_is_refused() {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
-    alone!().run(|| {
+    each_poller!().run(|| {
         let (ran, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (mut posted, mut accepted) = (0, 0);
         for _ in 0..200 {
@@ -246,7 +246,7 @@ impl Watched {
         eventually("the loop sleeps", || fs::read_to_string(&stat).unwrap().contains(") S "));
     }
 
-    /// The loop leaves its eventfd unread: its value is the number of wakeups so far.
+    /// With epoll the loop leaves its eventfd unread: its value is the number of wakeups so far.
     fn wakeups(&self) -> u64 {
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", self.eventfd)).unwrap();
         let count = info.lines().find_map(|line| line.strip_prefix("eventfd-count:")).unwrap();
@@ -275,7 +275,7 @@ impl Watched {
 
 #[test]
 fn one_post_to_a_loop_that_sleeps_is_one_wakeup() {
-    alone!().run(|| {
+    alone!().on_poller(PollerKind::Epoll).run(|| {
         let watched = Watched::start();
         watched.until_asleep();
         let before = watched.wakeups();
@@ -289,7 +289,7 @@ fn one_post_to_a_loop_that_sleeps_is_one_wakeup() {
 
 #[test]
 fn posts_in_quick_succession_share_their_wakeups() {
-    alone!().run(|| {
+    alone!().on_poller(PollerKind::Epoll).run(|| {
         let watched = Watched::start();
         watched.until_asleep();
         let (before, turns_before) = (watched.wakeups(), watched.turns());
@@ -307,7 +307,7 @@ fn posts_in_quick_succession_share_their_wakeups() {
 
 #[test]
 fn a_loop_that_is_awake_needs_no_wakeup() {
-    alone!().run(|| {
+    alone!().on_poller(PollerKind::Epoll).run(|| {
         let watched = Watched::start();
         let handle = watched.event_loop.handle();
         let (busy, is_busy) = mpsc::channel();
@@ -335,7 +335,7 @@ fn a_loop_that_is_awake_needs_no_wakeup() {
 
 #[test]
 fn a_wakeup_is_over_when_it_has_been_seen() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         for kind in notifier_kinds() {
             let event_loop = EventLoop::builder().notifiers(*kind).build().unwrap();
             let handle = event_loop.handle();
@@ -358,7 +358,7 @@ fn a_wakeup_is_over_when_it_has_been_seen() {
 
 #[test]
 fn b43_a_saturated_eventfd_still_wakes() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let watched = Watched::start();
         for _ in 0..20 {
             watched.until_asleep();
@@ -384,7 +384,7 @@ fn b44_tasks_that_post_themselves_starve_nothing() {
     fn defer_again(event_loop: &EventLoop) {
         event_loop.defer(defer_again);
     }
-    alone!().run(|| {
+    each_poller!().run(|| {
         for (chains, task) in
             [(1, post_again as fn(&EventLoop)), (1, defer_again), (20_000, defer_again)]
         {
@@ -423,7 +423,7 @@ fn b44_tasks_that_post_themselves_starve_nothing() {
 
 #[test]
 fn with_local_finds_the_loop_that_runs_on_this_thread() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let handle = event_loop.handle();
         let other_loop = spawn(EventLoop::builder());

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use bare_loop::{A_WHILE, FEW_TURNS, Record, pair, run};
 use common::{DEADLINE, within};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use ruduo::{Channel, Event, EventLoop, Interest, LoopThread, TimerId};
+use ruduo::{Channel, Event, EventLoop, Interest, LoopThread, PollerKind, TimerId};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -30,7 +30,7 @@ fn block_until(moment: Instant) {
 
 #[test]
 fn a_timer_fires_once_and_a_periodic_one_until_it_is_cancelled() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let seen = Record::new();
         let note = |what: &'static str| {
@@ -69,7 +69,7 @@ fn a_timer_fires_once_and_a_periodic_one_until_it_is_cancelled() {
 
 #[test]
 fn timers_of_a_loop_on_another_thread() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let thread = LoopThread::spawn("test-loop", EventLoop::builder(), |_| Ok(())).unwrap();
         let (fired, firings) = mpsc::channel();
         let start = Instant::now();
@@ -86,7 +86,7 @@ fn timers_of_a_loop_on_another_thread() {
 
 #[test]
 fn timers_fire_in_the_order_of_their_deadlines() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let seen = Record::new();
         let start = Instant::now();
@@ -115,7 +115,7 @@ fn timers_fire_in_the_order_of_their_deadlines() {
 
 #[test]
 fn a_deadline_in_the_past_is_due_at_once_but_never_inside_the_caller() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let seen = Record::new();
         let long_ago =
@@ -143,7 +143,7 @@ fn a_deadline_in_the_past_is_due_at_once_but_never_inside_the_caller() {
 
 #[test]
 fn b47_a_timer_cancels_itself() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let seen = Record::new();
         let arm = |periodic: bool| {
@@ -173,7 +173,7 @@ fn b47_a_timer_cancels_itself() {
 
 #[test]
 fn b48_a_timer_cancelled_in_the_same_batch_does_not_fire() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let seen = Record::new();
         let start = Instant::now();
@@ -209,7 +209,7 @@ fn b49_a_timer_that_re_arms_itself_starves_nothing() {
     fn always_in_the_past(event_loop: &EventLoop) {
         event_loop.run_at(Instant::now(), always_in_the_past);
     }
-    alone!().run(|| {
+    each_poller!().run(|| {
         let setups: [fn(&EventLoop); 3] = [again, always_in_the_past, |event_loop| {
             event_loop.run_every(Duration::ZERO, |_| {});
         }];
@@ -272,7 +272,7 @@ fn b51_far_timers() {
 
 #[test]
 fn b51_the_longest_delays_are_never_early() {
-    alone!().run(b51_far_timers);
+    each_poller!().run(b51_far_timers);
 }
 
 /// What a kernel before 5.11 does, or a container that forbids what it does not know.
@@ -281,7 +281,7 @@ const WITHOUT_PWAIT2: [&str; 7] =
 
 #[test]
 fn b51_the_longest_delays_are_never_early_without_epoll_pwait2() {
-    alone!().under(&WITHOUT_PWAIT2).run(b51_far_timers);
+    alone!().on_poller(PollerKind::Epoll).under(&WITHOUT_PWAIT2).run(b51_far_timers);
 }
 
 /// A hundred timers one after the other. A turn for each, not the several or hundreds of a loop
@@ -309,17 +309,17 @@ fn b52_short_delays() {
 
 #[test]
 fn b52_timers_are_never_early_and_do_not_spin() {
-    alone!().run(b52_short_delays);
+    each_poller!().run(b52_short_delays);
 }
 
 #[test]
 fn b52_timers_are_never_early_and_do_not_spin_without_epoll_pwait2() {
-    alone!().under(&WITHOUT_PWAIT2).run(b52_short_delays);
+    alone!().on_poller(PollerKind::Epoll).under(&WITHOUT_PWAIT2).run(b52_short_delays);
 }
 
 #[test]
 fn b52_a_100_us_period_takes_one_turn_a_call() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let (calls, start) = (Cell::new(0), Instant::now());
         event_loop.run_every(Duration::from_micros(100), move |event_loop| {
@@ -338,7 +338,7 @@ fn b52_a_100_us_period_takes_one_turn_a_call() {
 /// one comes at its old time, half a period later and not a whole one.
 #[test]
 fn a_periodic_timer_keeps_its_phase_and_skips_what_it_missed() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         const PERIOD: Duration = Duration::from_millis(40);
         let periods = |time: Duration| (time.as_nanos() / PERIOD.as_nanos()) as u32;
         let event_loop = EventLoop::new().unwrap();
@@ -370,7 +370,7 @@ fn a_periodic_timer_keeps_its_phase_and_skips_what_it_missed() {
 
 #[test]
 fn b53_a_process_that_was_stopped_makes_up_for_no_ticks() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         const PERIOD: Duration = Duration::from_millis(5);
         let event_loop = EventLoop::new().unwrap();
         let calls = Record::new();
@@ -451,17 +451,20 @@ fn b55_signals_while_timers_are_pending() {
 
 #[test]
 fn b55_signals_make_timers_neither_early_nor_lost() {
-    alone!().run(b55_signals_while_timers_are_pending);
+    each_poller!().run(b55_signals_while_timers_are_pending);
 }
 
 #[test]
 fn b55_signals_make_timers_neither_early_nor_lost_without_epoll_pwait2() {
-    alone!().under(&WITHOUT_PWAIT2).run(b55_signals_while_timers_are_pending);
+    alone!()
+        .on_poller(PollerKind::Epoll)
+        .under(&WITHOUT_PWAIT2)
+        .run(b55_signals_while_timers_are_pending);
 }
 
 #[test]
 fn a_timer_due_with_an_event_fires_after_it_and_before_tasks() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let seen = Record::new();
         let note = |what: &'static str| {

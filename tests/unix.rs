@@ -61,7 +61,7 @@ fn assert_echoes(mut stream: UnixStream) {
 
 #[test]
 fn a_path_is_served_and_its_file_goes_when_the_server_stops() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let folder = Folder::new();
         let running = serve_at(&folder.socket());
         let address = Address::Unix(UnixAddress::Path(folder.socket()));
@@ -75,7 +75,7 @@ fn a_path_is_served_and_its_file_goes_when_the_server_stops() {
 
 #[test]
 fn a_relative_path_is_removed_also_after_the_folder_was_changed() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let folder = Folder::new();
         let before = std::env::current_dir().unwrap();
         std::env::set_current_dir(&folder.0).unwrap();
@@ -89,7 +89,7 @@ fn a_relative_path_is_removed_also_after_the_folder_was_changed() {
 
 #[test]
 fn a_file_that_a_dead_server_has_left_is_replaced() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let folder = Folder::new();
         drop(UnixListener::bind(folder.socket()).unwrap());
         assert!(fs::metadata(folder.socket()).unwrap().file_type().is_socket());
@@ -101,7 +101,7 @@ fn a_file_that_a_dead_server_has_left_is_replaced() {
 
 #[test]
 fn where_somebody_listens_the_address_is_in_use() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let folder = Folder::new();
         let running = serve_at(&folder.socket());
         let event_loop = EventLoop::new().unwrap();
@@ -115,7 +115,7 @@ fn where_somebody_listens_the_address_is_in_use() {
 
 #[test]
 fn a_file_that_is_no_socket_is_left_alone() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let folder = Folder::new();
         fs::write(folder.socket(), "precious").unwrap();
         let event_loop = EventLoop::new().unwrap();
@@ -127,7 +127,7 @@ fn a_file_that_is_no_socket_is_left_alone() {
 
 #[test]
 fn the_file_of_a_successor_stays() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let folder = Folder::new();
         let running = serve_at(&folder.socket());
         fs::remove_file(folder.socket()).unwrap();
@@ -141,7 +141,7 @@ fn the_file_of_a_successor_stays() {
 
 #[test]
 fn permissions_are_those_asked_for() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let folder = Folder::new();
         let path = folder.socket();
         let running =
@@ -158,7 +158,7 @@ fn an_abstract_name_needs_no_file() {
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::SocketAddr;
 
-    alone!().run(|| {
+    each_poller!().run(|| {
         let name = format!("ruduo-test-{}", std::process::id());
         let address = format!("unix:@{name}");
         let running = {
@@ -174,7 +174,7 @@ fn an_abstract_name_needs_no_file() {
 
 #[test]
 fn a_connection_tells_whose_it_is() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let folder = Folder::new();
         let path = folder.socket();
         let running = serve(move |event_loop| {
@@ -197,7 +197,7 @@ fn a_connection_tells_whose_it_is() {
 
 #[test]
 fn tcp_connections_have_no_credentials() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let running = serve(|event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?
                 .on_connect(|conn| {
@@ -214,7 +214,7 @@ fn tcp_connections_have_no_credentials() {
 
 #[test]
 fn an_address_of_the_other_kind_is_refused_with_the_cure() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         for error in [
             TcpServer::bind(&event_loop, "unix:@x").unwrap_err(),
@@ -228,7 +228,7 @@ fn an_address_of_the_other_kind_is_refused_with_the_cure() {
 
 #[test]
 fn a_name_too_long_is_an_error_that_says_so() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
         let error = Server::bind(&event_loop, format!("unix:{}", "x".repeat(200))).unwrap_err();
         assert!(error.to_string().contains("107 bytes, and this one 200"), "{error}");
@@ -237,7 +237,7 @@ fn a_name_too_long_is_an_error_that_says_so() {
 
 #[test]
 fn the_echo_example_serves_a_path_and_removes_it() {
-    alone!().run(|| {
+    each_poller!().run(|| {
         let folder = Folder::new();
         let path = folder.socket();
         let program = Program::spawn(Command::new(binary("echo")).arg("--unix").arg(&path));

@@ -1,5 +1,5 @@
-//! What the tests of the reactor share: loops that run with a deadline, pairs of sockets, forked
-//! children.
+//! What the tests of the reactor share: loops that run with a deadline, what a bare poller reports,
+//! pairs of sockets, forked children.
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
@@ -7,11 +7,11 @@ use std::cell::{Cell, RefCell};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
-use ruduo::{EventLoop, NotifierKind, Poller};
+use ruduo::{EventLoop, Events, NotifierKind, Poller, PollerKind, Ready};
 
 use crate::common::DEADLINE;
 
@@ -82,6 +82,42 @@ pub fn turns_in_a_while(event_loop: &EventLoop) -> u64 {
 /// What the notifiers of the poller under test can be made of.
 pub fn notifier_kinds() -> &'static [NotifierKind] {
     Poller::new().unwrap().notifier_kinds()
+}
+
+/// Whether the poller under test tells edges, and does not only try; see `poller/poll.rs`.
+pub fn tells_edges() -> bool {
+    Poller::new().unwrap().kind() != PollerKind::Poll
+}
+
+/// More events than there are of a condition that lasts for [`A_WHILE`] where edges are not told,
+/// and far fewer than of a loop that spins.
+pub const REPEATS: usize = 1_000;
+
+/// What is ready within `timeout`, by token.
+pub fn ready(poller: &Poller, timeout: Duration) -> Vec<(u64, Ready)> {
+    let mut events = Events::with_capacity(64);
+    poller.wait(&mut events, Some(timeout)).unwrap();
+    let mut list: Vec<_> = events.iter().map(|event| (event.token.0, event.ready)).collect();
+    assert_eq!((events.len(), events.is_empty()), (list.len(), list.is_empty()));
+    list.sort_by_key(|(token, _)| *token);
+    list
+}
+
+pub fn ready_now(poller: &Poller) -> Vec<(u64, Ready)> {
+    ready(poller, Duration::ZERO)
+}
+
+/// Waits until something is ready. A wait may end early and empty.
+#[track_caller]
+pub fn next(poller: &Poller) -> Vec<(u64, Ready)> {
+    let start = Instant::now();
+    loop {
+        let list = ready(poller, DEADLINE);
+        if !list.is_empty() {
+            return list;
+        }
+        assert!(start.elapsed() < DEADLINE, "nothing was ready within the deadline");
+    }
 }
 
 /// Two connected, non-blocking sockets.

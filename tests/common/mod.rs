@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use ruduo::{EventLoop, EventLoopBuilder, LoopHandle, LoopThread, ServerHandle};
+use ruduo::{EventLoop, EventLoopBuilder, LoopHandle, LoopThread, PollerKind, ServerHandle};
 
 /// How long to wait for what must happen. Generous, for a slow machine; a passing test never
 /// waits for it.
@@ -48,8 +48,19 @@ macro_rules! alone {
     };
 }
 
+/// As [`alone!`], in one process after the other for each poller that this system has; or for the
+/// one that `RUDUO_POLLER` names, if it is set. In there that variable names it.
+#[macro_export]
+macro_rules! each_poller {
+    () => {
+        alone!().on_each_poller()
+    };
+}
+
 pub struct Alone {
     name: &'static str,
+    /// The process's `RUDUO_POLLER`; `None` leaves it as it is.
+    pollers: Vec<Option<PollerKind>>,
     under: Vec<String>,
     envs: Vec<(&'static str, OsString)>,
     logs: Vec<&'static str>,
@@ -60,15 +71,30 @@ pub struct Alone {
 pub const SLOW_CALLBACK: &str = "kept the loop of thread";
 
 const CHILD: &str = "RUDUO_TEST_CHILD";
+const POLLER: &str = "RUDUO_POLLER";
 
 impl Alone {
     pub fn new(name: &'static str) -> Alone {
-        Alone { name, under: Vec::new(), envs: Vec::new(), logs: Vec::new(), fds: true }
+        let (under, envs, logs) = (Vec::new(), Vec::new(), Vec::new());
+        Alone { name, pollers: vec![None], under, envs, logs, fds: true }
     }
 
     /// Whether this is the test's own process, and not the one that starts it.
     pub fn is_own_process() -> bool {
         std::env::var_os(CHILD).is_some()
+    }
+
+    pub fn on_each_poller(mut self) -> Alone {
+        if std::env::var_os(POLLER).is_none() {
+            self.pollers = PollerKind::available().iter().copied().map(Some).collect();
+        }
+        self
+    }
+
+    /// For a test of what only this poller does. It is skipped, loudly, if there is none.
+    pub fn on_poller(mut self, kind: PollerKind) -> Alone {
+        self.pollers = vec![Some(kind)];
+        self
     }
 
     /// Starts the process by a command that is put before it, for example strace with a fault to
@@ -106,6 +132,17 @@ impl Alone {
         {
             return self.skip(&format!("there is no {program} on this machine"));
         }
+        for poller in &self.pollers {
+            match poller {
+                Some(kind) if !PollerKind::available().contains(kind) => {
+                    self.skip(&format!("there is no {kind} on this system"));
+                }
+                _ => self.run_process(*poller),
+            }
+        }
+    }
+
+    fn run_process(&self, poller: Option<PollerKind>) {
         let this = std::env::current_exe().unwrap();
         let mut words = self.under.clone();
         words.push(this.to_str().unwrap().to_owned());
@@ -113,14 +150,16 @@ impl Alone {
             .args(&words[1..])
             .args(["--exact", self.name, "--nocapture", "--test-threads=1"])
             .env(CHILD, "1")
-            .envs(self.envs)
+            .envs(poller.map(|kind| (POLLER, kind.to_string())))
+            .envs(self.envs.iter().cloned())
             .output()
             .unwrap();
         let text = [&output.stdout[..], &output.stderr[..]].concat();
         let text = String::from_utf8_lossy(&text);
+        let on = poller.map(|kind| format!(" on {kind}")).unwrap_or_default();
         assert!(
             output.status.success() && text.contains("1 passed"),
-            "the test's own process failed ({}):\n{text}",
+            "the test's own process failed{on} ({}):\n{text}",
             output.status
         );
     }

@@ -99,7 +99,7 @@ impl EventLoopBuilder {
             turns: Cell::new(0),
             panics: Cell::new(0),
             watch: Watch::new(self.slow_callback),
-            settings: EventLoopBuilder { poller: Some(kind), ..self },
+            settings: self,
             _thread: PhantomData,
         })
     }

@@ -1,9 +1,10 @@
 //! The event loop: one per thread, owner of all that happens there.
 //!
-//! This file is the loop as its users see it; [`builder`] makes it, and [`turn`] is what it does
-//! when it runs.
+//! This file is the loop as its users see it; [`builder`] makes it, [`sources`] is what it watches,
+//! and [`turn`] what it does when it runs.
 
 mod builder;
+mod sources;
 mod turn;
 
 use std::any::{Any, TypeId};
@@ -18,11 +19,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 pub use self::builder::EventLoopBuilder;
-use crate::channel::{Channel, Channels, Settings, Source};
+use crate::channel::{Channels, Source};
 use crate::handle::{LoopHandle, PostError, Task};
 use crate::isolation::PanicPolicy;
-use crate::notifier::{Notified, Notifier};
-use crate::poller::{Interest, Poller};
+use crate::poller::{Poller, PollerKind};
 use crate::signals::{self, SignalId, Signals};
 use crate::sys;
 use crate::timer::{Timer, TimerId, TimerQueue, nanos};
@@ -167,137 +167,6 @@ impl EventLoop {
         // What other threads posted earlier runs earlier.
         self.collect_incoming();
         self.tasks.borrow_mut().push_back(task);
-    }
-
-    /// Starts watching a channel's descriptor.
-    ///
-    /// # Errors
-    /// Those of [`Poller::add`]; the channel is then dropped. An error also if the loop has ended
-    /// or belongs to the parent of this forked process.
-    pub fn register(&self, channel: Channel) -> io::Result<Token> {
-        if let Err(e) = self.check_alive() {
-            self.bury(Dead::Source(channel.source));
-            return Err(e);
-        }
-        let Channel { interest, mode, .. } = channel;
-        let source = Rc::clone(&channel.source);
-        let token = self.channels.insert(channel);
-        match self.poller.add(source.as_fd(), token, interest, mode) {
-            Ok(()) => {
-                self.channels.set(token, Settings { interest, mode, watched: true });
-                Ok(token)
-            }
-            Err(e) => {
-                self.channels.remove(token);
-                self.bury(Dead::Source(source));
-                Err(io::Error::new(e.kind(), format!("watching a descriptor: {e}")))
-            }
-        }
-    }
-
-    /// Changes what a channel waits for, and re-arms it if it is one-shot. Costs a system call
-    /// only if something changes.
-    ///
-    /// With [`Interest::NONE`] the channel still learns of an error or hang-up, once: a peer that
-    /// goes away while nobody reads is noticed, but does not make the loop spin.
-    ///
-    /// # Errors
-    /// `NotFound` if the token's channel is gone; the kernel's limits.
-    pub fn set_interest(&self, token: Token, interest: Interest) -> io::Result<()> {
-        let (source, settings) = self.channels.get(token).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotFound, "setting the interest of a removed channel")
-        })?;
-        let Settings { mode, watched, .. } = settings;
-        let unchanged = interest == settings.interest && mode != crate::Mode::OneShot;
-        // Without interest, and without a watch since it hung up: it stays so.
-        if unchanged && (watched || interest.is_empty()) {
-            return Ok(());
-        }
-        self.check_alive()?;
-        let result = if watched {
-            self.poller.modify(source.as_fd(), token, interest, mode)
-        } else {
-            self.poller.add(source.as_fd(), token, interest, mode)
-        };
-        result.map_err(|e| io::Error::new(e.kind(), format!("setting an interest: {e}")))?;
-        self.channels.set(token, Settings { interest, mode, watched: true });
-        Ok(())
-    }
-
-    /// Ends a registration: no event for it will be delivered any more, also none of the batch
-    /// in progress. The source is dropped, and so closed, at the end of the turn. Returns whether
-    /// there was such a registration.
-    pub fn deregister(&self, token: Token) -> bool {
-        let Some((source, settings)) = self.channels.remove(token) else { return false };
-        if settings.watched {
-            self.unwatch(&*source);
-        }
-        self.bury(Dead::Source(source));
-        true
-    }
-
-    /// An event of the program's own, beside those of descriptors: calls `f` on the loop, in the
-    /// phase of I/O events, whenever some thread has used the notifier. It costs a descriptor.
-    /// [`EventLoop::deregister`] ends it, by [`Notifier::token`]; dropping it does not.
-    ///
-    /// Unlike [`LoopHandle::post`] it needs no allocation each time, `f` need not be `Send`, and
-    /// notifications [coalesce](Notifier).
-    ///
-    /// ```
-    /// use ruduo_reactor::EventLoop;
-    /// use std::sync::atomic::{AtomicU32, Ordering};
-    /// use std::sync::Arc;
-    ///
-    /// let event_loop = EventLoop::new()?;
-    /// let ready = Arc::new(AtomicU32::new(0));
-    /// let seen = Arc::clone(&ready);
-    /// let notifier = event_loop.notifier(move |event_loop| {
-    ///     if seen.load(Ordering::Acquire) == 3 {
-    ///         event_loop.quit();
-    ///     }
-    /// })?;
-    /// std::thread::spawn(move || {
-    ///     for _ in 0..3 {
-    ///         ready.fetch_add(1, Ordering::Release);
-    ///         notifier.notify().expect("a working kernel");
-    ///     }
-    /// });
-    /// event_loop.run()?;
-    /// # std::io::Result::Ok(())
-    /// ```
-    ///
-    /// # Errors
-    /// The kernel's, for want of descriptors or memory. An error also if the loop has ended or
-    /// belongs to the parent of this forked process.
-    pub fn notifier(&self, f: impl FnMut(&EventLoop) + 'static) -> io::Result<Notifier> {
-        self.check_alive()?;
-        let token = self.channels.next_token();
-        let notifier = self
-            .poller
-            .notifier_of(token, self.settings.notifiers)
-            .map_err(|e| io::Error::new(e.kind(), format!("making a notifier: {e}")))?;
-        let (interest, mode) = (Interest::READ, notifier.mode());
-        let source = Notified { notifier: notifier.clone(), callback: RefCell::new(f) };
-        self.channels.insert(Channel::from_source(Rc::new(source), interest));
-        self.channels.set(token, Settings { interest, mode, watched: true });
-        Ok(notifier)
-    }
-
-    fn unwatch(&self, source: &dyn Source) {
-        if self.handle.shared().is_forked() {
-            // The epoll instance is shared with the parent: this would end the parent's watch.
-            return;
-        }
-        if let Err(e) = self.poller.delete(source.as_fd()) {
-            // Somebody closed the descriptor behind our back. Nothing is watched then.
-            log::debug!("deregistering a descriptor: {e}");
-        }
-    }
-
-    /// Has [`Source::on_turn_end`] called at the end of this turn; when called during that phase,
-    /// at the end of the next turn, which then does not wait.
-    pub fn at_turn_end(&self, token: Token) {
-        self.at_turn_end.borrow_mut().push(token);
     }
 
     /// Calls `f` at `deadline`, never earlier. One that is in the past is due at once: when timers
@@ -445,6 +314,12 @@ impl EventLoop {
             self.now.set(in_a_turn.then_some(now));
             now
         })
+    }
+
+    /// The kernel interface it waits with.
+    #[must_use]
+    pub fn poller_kind(&self) -> PollerKind {
+        self.poller.kind()
     }
 
     /// How many turns have begun.
