@@ -36,9 +36,10 @@
 
 pub use ruduo_net::{
     Address, Addresses, Buffer, CloseReason, Connection, ConnectionHandle, ConnectionId,
-    DecodeError, EncodeError, FrameCodec, Handler, HandlerHandle, LineCodec, ParseAddressError,
-    PeerCredentials, SendError, Server, ServerHandle, TcpClient, TcpListenerBuilder, TcpServer,
-    UnixAddress, UnixListenerBuilder, UnixServer, callbacks, handler_fn,
+    DecodeError, EncodeError, FrameCodec, Handler, HandlerHandle, Keepalive, LineCodec,
+    ParseAddressError, PeerCredentials, SendError, Server, ServerHandle, TcpClient,
+    TcpListenerBuilder, TcpServer, UnixAddress, UnixListenerBuilder, UnixServer, callbacks,
+    handler_fn,
 };
 pub use ruduo_reactor::{
     Channel, Event, EventLoop, EventLoopBuilder, Events, Interest, LoopHandle, LoopPool,

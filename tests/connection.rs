@@ -169,7 +169,7 @@ fn b17_reset_while_paused_does_not_spin_and_closes_at_the_linger_deadline() {
         reset(peer);
         kernel::wait_for_reset(this.ends);
         assert!(this.turns_in(WINDOW) < FEW_TURNS);
-        assert_eq!(this.closed(), "LingerExpired");
+        assert_eq!(this.closed(), "LingerExpired { after: 600ms }");
         assert!(start.elapsed() >= LINGER, "too early");
     });
 }

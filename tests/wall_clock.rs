@@ -134,7 +134,12 @@ fn b50_linger_deadlines_do_not_notice() {
         assert_eq!(read_to_end(&peer).unwrap(), b"");
         this.let_turn();
         jump(direction);
-        assert_next(&this, Told::Closed("LingerExpired".to_owned()), start, NEAR);
+        assert_next(
+            &this,
+            Told::Closed(format!("LingerExpired {{ after: {NEAR:?} }}")),
+            start,
+            NEAR,
+        );
     });
 }
 

@@ -21,6 +21,7 @@ mod limits;
 mod listener;
 mod registry;
 mod server;
+mod tcp_options;
 mod transport;
 
 pub use address::Addresses;
@@ -36,3 +37,4 @@ pub use ruduo_reactor::sys::address::{Address, ParseAddressError, UnixAddress};
 pub use server::{
     Server, ServerHandle, TcpListenerBuilder, TcpServer, UnixListenerBuilder, UnixServer,
 };
+pub use tcp_options::Keepalive;

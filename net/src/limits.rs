@@ -1,7 +1,9 @@
-//! How much a connection may hold, and how long it may linger.
+//! How much a connection may hold, and how long its peer may keep it waiting.
 
 use std::io;
 use std::time::Duration;
+
+use crate::tcp_options::TcpOptions;
 
 /// The bounds of each connection. Sizes in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -16,7 +18,21 @@ pub(crate) struct Limits {
     pub(crate) low_water: usize,
     /// Memory held by output.
     pub(crate) output: usize,
-    /// How long to wait for the peer after our side is done.
+    pub(crate) deadlines: Deadlines,
+    /// For the socket, or for the one that it is accepted from.
+    pub(crate) tcp: TcpOptions,
+}
+
+/// How long a peer may do nothing of what is awaited of it; `MAX` is for ever.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadlines {
+    /// Say something.
+    pub(crate) idle: Duration,
+    /// Say something for the first time; instead of `idle`, if it is set.
+    pub(crate) first_byte: Duration,
+    /// Take output.
+    pub(crate) write_stall: Duration,
+    /// Finish, after our side has.
     pub(crate) linger: Duration,
 }
 
@@ -28,6 +44,18 @@ impl Default for Limits {
             high_water: 1024 * 1024,
             low_water: 256 * 1024,
             output: 64 * 1024 * 1024,
+            deadlines: Deadlines::default(),
+            tcp: TcpOptions::default(),
+        }
+    }
+}
+
+impl Default for Deadlines {
+    fn default() -> Deadlines {
+        Deadlines {
+            idle: Duration::MAX,
+            first_byte: Duration::MAX,
+            write_stall: Duration::from_secs(60),
             linger: Duration::from_secs(5),
         }
     }
@@ -37,7 +65,7 @@ impl Limits {
     /// Refuses settings that contradict each other.
     pub(crate) fn check(&self) -> io::Result<()> {
         let bad = |why: String| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
-        let Limits { read_size, input, high_water, low_water, output, .. } = *self;
+        let Limits { read_size, input, high_water, low_water, output, deadlines, .. } = *self;
         if read_size == 0 {
             return bad("a read size of 0 bytes reads nothing".into());
         }
@@ -61,6 +89,10 @@ impl Limits {
                 "the output limit ({output} bytes) must be at least twice the read size \
                  ({read_size}): an echoed buffer counts with its whole storage"
             ));
+        }
+        let Deadlines { idle, first_byte, write_stall, .. } = deadlines;
+        if [idle, first_byte, write_stall].contains(&Duration::ZERO) {
+            return bad("a timeout of zero leaves the peer no time (Duration::MAX is none)".into());
         }
         Ok(())
     }
@@ -101,12 +133,75 @@ macro_rules! connection_settings {
                 self
             }
 
-            /// How long (between once and twice as long) a connection that is ending waits without
-            /// any progress: of the output that is still pending, and after our end of the stream,
-            /// of what the peer still sends. (What is thrown away, after `finish` or `reject`, is
-            /// no progress.) 5 s by default.
+            /// How long a peer may say nothing while it is its turn: a connection on which no byte has
+            /// come for so long is closed ([`Idle`](crate::CloseReason::Idle)). Never, by default.
+            ///
+            /// What is sent does not count, so that a ping of ours does not hide a dead peer; who
+            /// takes long for an answer sets the time anew
+            /// ([`set_idle_timeout`](crate::Connection::set_idle_timeout)). The time stands still
+            /// while it is not the peer's turn: while we pause reading, after its end of the stream,
+            /// and while output waits (then
+            /// [`write_stall_timeout`](Self::write_stall_timeout) counts, and after our own end
+            /// [`linger`](Self::linger)), and begins anew after that.
+            ///
+            /// This and the other deadlines are never early, and late by at most an eighth of their
+            /// time or 10 ms, whatever is longer, if the loop is not late itself. They cost nothing a
+            /// message, and a look at a connection twelve times in the deadline's time, if there is
+            /// one.
+            pub fn idle_timeout(mut self, timeout: std::time::Duration) -> Self {
+                self.limits().deadlines.idle = timeout;
+                self
+            }
+
+            /// How long a new peer may take to say its first byte
+            /// ([`NoFirstByte`](crate::CloseReason::NoFirstByte)); until then it counts instead of
+            /// [`idle_timeout`](Self::idle_timeout), by whose rules. By default there is none.
+            pub fn first_byte_timeout(mut self, timeout: std::time::Duration) -> Self {
+                self.limits().deadlines.first_byte = timeout;
+                self
+            }
+
+            /// How long a peer may take nothing of the output that waits for it, before and after
+            /// `shutdown` ([`WriteStalled`](crate::CloseReason::WriteStalled)). 60 s by default;
+            /// `Duration::MAX` is no limit.
+            ///
+            /// What it takes is what it acknowledges, as the kernel tells (on Linux; elsewhere, and on
+            /// Unix sockets, what makes room in the kernel's buffer), and at least 4 KiB, if
+            /// there is so much, have to be taken within the time: a peer that takes it byte by byte
+            /// takes nothing.
+            pub fn write_stall_timeout(mut self, timeout: std::time::Duration) -> Self {
+                self.limits().deadlines.write_stall = timeout;
+                self
+            }
+
+            /// How long a peer may do nothing after our end of the stream
+            /// ([`LingerExpired`](crate::CloseReason::LingerExpired)): neither take what the kernel
+            /// still has for it (counted as by [`write_stall_timeout`](Self::write_stall_timeout)),
+            /// nor say anything, if anybody wants to hear it (not after `finish` or `reject`), nor
+            /// end. Also how long it may take to end when we can send nothing any more, and how long a
+            /// peer that is gone is waited for while reading is paused. 5 s by default.
             pub fn linger(mut self, linger: std::time::Duration) -> Self {
-                self.limits().linger = linger;
+                self.limits().deadlines.linger = linger;
+                self
+            }
+
+            /// Has the kernel find out whether a peer that says nothing is still there; off by
+            /// default. TCP only.
+            pub fn keepalive(mut self, keepalive: $crate::Keepalive) -> Self {
+                self.limits().tcp.keepalive = Some(keepalive);
+                self
+            }
+
+            /// How long what was sent may remain unacknowledged before the kernel gives the
+            /// connection up (TCP_USER_TIMEOUT; milliseconds, at least one), which is an error
+            /// `TimedOut`: for networks that are gone, where otherwise the kernel tries for a quarter
+            /// of an hour. (A peer whose program does not read acknowledges nevertheless, but not
+            /// when its window is closed: then this is a second
+            /// [`write_stall_timeout`](Self::write_stall_timeout).) With
+            /// [`keepalive`](Self::keepalive), it decides instead of the number of questions. The
+            /// system's by default. TCP on Linux only.
+            pub fn user_timeout(mut self, timeout: std::time::Duration) -> Self {
+                self.limits().tcp.user_timeout = Some(timeout);
                 self
             }
         }

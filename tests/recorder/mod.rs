@@ -58,6 +58,14 @@ pub fn recorded_open(
     record(settings, |_| {}, true)
 }
 
+/// One with which something is done before anything happens.
+pub fn recorded_after(
+    begin: fn(&Connection<'_>),
+    settings: impl FnOnce(Server<'_>) -> Server<'_> + Send + 'static,
+) -> (Recorded, TcpStream) {
+    record(settings, begin, false)
+}
+
 /// One that has paused reading.
 pub fn recorded_paused(
     settings: impl FnOnce(Server<'_>) -> Server<'_> + Send + 'static,

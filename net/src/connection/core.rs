@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use ruduo_reactor::{EventLoop, Interest, TimerId, Token};
 
+use super::deadlines::Look;
 use super::operation::{Operation, Posted};
 use super::output::Outgoing;
 use super::reason::CloseReason;
 use super::state::{Refusal, State};
 use crate::context::{self, Context};
+use crate::limits::Deadlines;
 use crate::registry::{ConnectionId, Place, Registry};
 use crate::{Address, Buffer};
 
@@ -38,23 +40,17 @@ pub(crate) struct Core {
     /// A call that a handle has posted is running. It has its own place in the order of operations,
     /// and what it does has the same: it does not queue behind what was posted after the call.
     in_call: Cell<bool>,
-    timers: RefCell<Option<Box<Timers>>>,
+    pub(super) timers: RefCell<Option<Box<Timers>>>,
 }
 
 /// Most connections have none.
 #[derive(Default)]
-struct Timers {
-    of_program: Vec<(u64, TimerId)>,
-    linger: Option<Linger>,
-}
-
-/// The deadline for a peer that keeps us waiting.
-#[derive(Clone, Copy)]
-struct Linger {
-    timer: TimerId,
-    /// How far it was when this was armed: as long as bytes move, the peer is not done.
-    progress: u64,
-    fin_sent: bool,
+pub(super) struct Timers {
+    pub(super) of_program: Vec<(u64, TimerId)>,
+    /// Deadlines of this connection alone.
+    pub(super) deadlines: Option<Deadlines>,
+    /// When to look whether one has passed.
+    pub(super) look: Option<Look>,
 }
 
 impl Core {
@@ -272,59 +268,10 @@ impl Core {
         Some(of_program.swap_remove(index).1)
     }
 
-    /// Sees to it that the peer cannot keep us waiting for ever. The deadline counts from the last
-    /// progress: of what we send until our FIN, and then of what the peer sends, if anybody wants
-    /// that.
-    pub(super) fn arm_linger(&self, event_loop: &EventLoop) {
-        let (progress, fin_sent) = self.linger_progress();
-        let mut timers = self.timers.borrow_mut();
-        let linger = &mut timers.get_or_insert_default().linger;
-        match linger {
-            Some(armed) if armed.fin_sent == fin_sent => return,
-            Some(armed) => {
-                event_loop.cancel(armed.timer);
-            }
-            None => {}
-        }
-        let place = self.place();
-        let timer = event_loop.run_after(self.context.limits.linger, move |event_loop| {
-            if let Some(resident) = event_loop.local::<Registry>().get(place) {
-                resident.core().linger_expired(event_loop);
-            }
-        });
-        *linger = Some(Linger { timer, progress, fin_sent });
-    }
-
-    fn linger_progress(&self) -> (u64, bool) {
-        let state = self.state.borrow();
-        let fin_sent = state.is_fin_sent();
-        let progress = match fin_sent {
-            false => state.bytes_sent(),
-            true if state.is_deaf() => 0,
-            true => self.received.get(),
-        };
-        (progress, fin_sent)
-    }
-
-    fn linger_expired(&self, event_loop: &EventLoop) {
-        let linger = self.timers.borrow_mut().as_mut().and_then(|timers| timers.linger.take());
-        let (lingers, waits_for_us) = {
-            let state = self.state.borrow();
-            (state.lingers(), state.is_paused())
-        };
-        let progress =
-            linger.is_some_and(|armed| (armed.progress, armed.fin_sent) != self.linger_progress());
-        match (lingers, progress || waits_for_us) {
-            (false, _) => {}
-            (true, true) => self.arm_linger(event_loop),
-            (true, false) => self.end(event_loop, CloseReason::LingerExpired),
-        }
-    }
-
     pub(super) fn cancel_timers(&self, event_loop: &EventLoop) {
         let Some(timers) = self.timers.take() else { return };
         let of_program = timers.of_program.iter().map(|(_, timer)| *timer);
-        for timer in of_program.chain(timers.linger.map(|linger| linger.timer)) {
+        for timer in of_program.chain(timers.look.map(|look| look.timer)) {
             event_loop.cancel(timer);
         }
     }

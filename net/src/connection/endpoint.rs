@@ -80,6 +80,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
             Err(_) => self.core.end(event_loop, CloseReason::Panicked),
         }
         self.enter(event_loop, "on_connect", |handler, conn| handler.on_connect(conn));
+        self.core.watch_peer(event_loop);
         if !self.core.state.borrow().is_quiet() {
             self.core.touch(event_loop);
         }
@@ -405,12 +406,9 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         interest.set(Interest::READ, state.wants_read());
         interest.set(Interest::WRITE, state.is_blocked());
         state.watched(interest == Interest::READ);
-        let lingers = state.lingers();
         let more = state.can_flush() || state.is_deliverable(limits, core.posted_bytes());
         drop(state);
-        if lingers {
-            core.arm_linger(event_loop);
-        }
+        core.watch_peer(event_loop);
         if more {
             core.schedule(event_loop);
         }

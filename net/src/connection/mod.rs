@@ -6,10 +6,11 @@
 //!   [`ConnectionHandle`] everywhere else.
 //!
 //! [`core`] is what they all reach, [`operation`] what can be asked of it, [`output`] the bytes to be
-//! sent, [`reason`] how it ended.
+//! sent, [`deadlines`] how long the peer may keep us waiting, [`reason`] how it ended.
 
 pub(crate) mod core;
 mod credentials;
+mod deadlines;
 pub(crate) mod endpoint;
 mod handle;
 mod operation;
@@ -351,6 +352,27 @@ impl<'l> Connection<'l> {
     /// Disarms the timer `key`. Returns whether it was armed.
     pub fn cancel_timer(&self, key: u64) -> bool {
         self.core.cancel_timer(self.event_loop, key)
+    }
+
+    /// How long this peer may say nothing, instead of what
+    /// [`idle_timeout`](crate::Server::idle_timeout) says for all. The time begins anew, so who takes
+    /// long for an answer may set it again to count from there. `Duration::MAX`: as long as it likes.
+    pub fn set_idle_timeout(&self, timeout: Duration) {
+        self.core.set_deadlines(self.event_loop, |deadlines| deadlines.idle = timeout);
+    }
+
+    /// How long this peer may take nothing of the output that waits for it, instead of what
+    /// [`write_stall_timeout`](crate::Server::write_stall_timeout) says for all.
+    pub fn set_write_stall_timeout(&self, timeout: Duration) {
+        self.core.set_deadlines(self.event_loop, |deadlines| deadlines.write_stall = timeout);
+    }
+
+    /// How long this peer may do nothing after our end of the stream, instead of what
+    /// [`linger`](crate::Server::linger) says for all. A `shutdown` that is not the end, because the
+    /// peer has yet to work for its answer, wants `Duration::MAX` and another deadline, for example
+    /// the idle one of whoever waits for the answer.
+    pub fn set_linger(&self, linger: Duration) {
+        self.core.set_deadlines(self.event_loop, |deadlines| deadlines.linger = linger);
     }
 
     /// Reaches this connection from other threads, and from this one after the callback.

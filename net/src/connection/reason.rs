@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use crate::DecodeError;
 
@@ -45,8 +46,29 @@ pub enum CloseReason {
         /// The output limit, in bytes.
         limit: usize,
     },
-    /// After our side was done the peer did not finish in time.
-    LingerExpired,
+    /// The peer said nothing ([`Server::idle_timeout`](crate::Server::idle_timeout)).
+    Idle {
+        /// The deadline that passed.
+        after: Duration,
+    },
+    /// The peer has never said anything
+    /// ([`Server::first_byte_timeout`](crate::Server::first_byte_timeout)).
+    NoFirstByte {
+        /// The deadline that passed.
+        after: Duration,
+    },
+    /// Output waited, and the peer did not take it
+    /// ([`Server::write_stall_timeout`](crate::Server::write_stall_timeout)).
+    WriteStalled {
+        /// The deadline that passed.
+        after: Duration,
+    },
+    /// After our end of the stream the peer did not come to its own
+    /// ([`Server::linger`](crate::Server::linger)).
+    LingerExpired {
+        /// The deadline that passed.
+        after: Duration,
+    },
     /// The server was stopped and its deadline passed.
     Stopped,
     /// The event loop ended.
@@ -86,7 +108,16 @@ impl fmt::Display for CloseReason {
             CloseReason::OutputFull { limit } => {
                 write!(f, "more than {limit} bytes of output waiting for the peer")
             }
-            CloseReason::LingerExpired => f.write_str("the peer did not finish in time"),
+            CloseReason::Idle { after } => write!(f, "the peer said nothing for {after:?}"),
+            CloseReason::NoFirstByte { after } => {
+                write!(f, "the peer said nothing within {after:?} of connecting")
+            }
+            CloseReason::WriteStalled { after } => {
+                write!(f, "the peer took nothing of the output for {after:?}")
+            }
+            CloseReason::LingerExpired { after } => {
+                write!(f, "the peer did not finish within {after:?} of our end")
+            }
             CloseReason::Stopped => f.write_str("cut at the server's stop deadline"),
             CloseReason::LoopEnded => f.write_str("the event loop ended"),
             CloseReason::Panicked => f.write_str("a callback panicked"),

@@ -91,6 +91,19 @@ pub(crate) enum Crossed {
     Low,
 }
 
+/// What has to come next, if it is for the peer to do it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Await {
+    /// Input, of a connection that has had none. (Who counts the bytes knows.)
+    FirstByte,
+    /// Input.
+    Input,
+    /// That it takes the output that waits.
+    Taking,
+    /// Its end of the stream.
+    End,
+}
+
 /// The state of one connection.
 #[derive(Default)]
 pub(crate) struct State {
@@ -399,10 +412,6 @@ impl State {
         self.status.insert(Status::FIN_SENT);
     }
 
-    pub(crate) fn is_fin_sent(&self) -> bool {
-        self.status.contains(Status::FIN_SENT)
-    }
-
     /// Receiving failed: nothing comes and nothing leaves any more.
     pub(crate) fn read_failed(&mut self, error: io::Error, lender: &Lender) {
         self.status.insert(Status::READ_FAILED | Status::WRITE_FAILED);
@@ -458,10 +467,26 @@ impl State {
             || (status.contains(Status::EOF_TOLD) && written)
     }
 
-    /// Whether only the peer keeps this connection from its end, so that a deadline must.
-    pub(crate) fn lingers(&self) -> bool {
+    /// Whether only the peer keeps this connection from its end, once it has taken the output.
+    fn lingers(&self) -> bool {
         let ending = Status::FINISHING | Status::WRITE_OVER | Status::HUNG_UP | Status::DEAF;
         self.status.intersects(ending) && !self.is_over()
+    }
+
+    /// What the peer is to do next, so that there must be a deadline for it. `None` if it is for the
+    /// program to go on: it has paused reading, or the peer has said all it will.
+    pub(crate) fn awaited(&self) -> Option<Await> {
+        if self.is_over() {
+            None
+        } else if self.is_blocked() {
+            Some(Await::Taking)
+        } else if self.is_paused() {
+            None
+        } else if self.lingers() {
+            Some(Await::End)
+        } else {
+            (!self.is_eof()).then_some(Await::Input)
+        }
     }
 
     /// Notes what the poller is told to wait for.

@@ -14,7 +14,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -65,7 +65,10 @@ where
     H: Handler,
 {
     let Settings { max_connections, limits, .. } = settings;
-    limits.check().map_err(|e| io::Error::new(e.kind(), format!("starting a server: {e}")))?;
+    limits
+        .check()
+        .and_then(|()| limits.tcp.set_on(listener.as_fd(), listener.address()))
+        .map_err(|e| io::Error::new(e.kind(), format!("starting a server: {e}")))?;
     let local_addr = listener.address().clone();
     let pool = settings.start_pool(event_loop)?;
     let counters: Vec<Arc<Counters>> = pool.loops().iter().map(|_| Arc::default()).collect();

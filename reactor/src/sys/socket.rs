@@ -100,6 +100,27 @@ pub fn peer_address(socket: BorrowedFd<'_>) -> io::Result<Address> {
     Ok(raw.decode())
 }
 
+/// How many bytes of what was sent the kernel still holds: TCP until they are acknowledged (and one
+/// more for an end of the stream that is not), a Unix socket until they are received, with what it
+/// needs to hold them.
+///
+/// # Errors
+/// Those of ioctl(2), `SIOCOUTQ`; `Unsupported` where it cannot be asked.
+pub fn unsent(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    #[cfg(target_os = "linux")]
+    {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: the kernel writes one int to a place that is valid for writing it.
+        check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
+        Ok(usize::try_from(bytes).unwrap_or(0))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = socket;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
 /// Receives into the spare room of `bytes` and lengthens it by what came. The room is not zeroed
 /// first. Returns the number of bytes; 0 means end of file.
 ///

@@ -1,0 +1,212 @@
+//! Deadlines: how long a peer may keep its connection waiting.
+//!
+//! What the peer is to do next is a question to the [state](super::state): say something, take what
+//! waits for it, come to its end. Messages do nothing for the deadlines. They count their bytes as
+//! they do anyway, and a timer looks at the counts now and then:
+//!
+//! ```text
+//!        the peer's last byte
+//!   ──▲────▲──▲──│──────────────────────────────────────────────▶ time
+//!   look   look  ┊  look    look    look    look    look    look
+//!                   │◀───────────── the deadline ─────────────▶│ cut
+//!                   since here there was nothing new
+//! ```
+//!
+//! The time counts from a look, which is never before the last progress, so nobody is cut early; and
+//! there are twelve looks in it, so nobody is cut later than a twelfth of it (and what the loop
+//! takes to get there). There is at most one such timer a connection, and none unless a deadline can
+//! pass: by default that takes output that waits, or a shutdown.
+
+use std::time::{Duration, Instant};
+
+use ruduo_reactor::sys::socket;
+use ruduo_reactor::{EventLoop, TimerId};
+
+use super::core::{Core, Timers};
+use super::reason::CloseReason;
+use super::state::Await;
+use crate::limits::Deadlines;
+use crate::registry::Registry;
+
+/// Looks are not closer together than this.
+const CLOSEST_LOOKS: Duration = Duration::from_millis(5);
+
+/// How many bytes a peer has to take within a deadline, if so many wait: who takes less, byte by
+/// byte, takes nothing.
+const LEAST_TAKEN: i64 = 4096;
+
+/// The timer of a connection's deadlines.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    pub(super) timer: TimerId,
+    /// How far ahead it was armed.
+    ahead: Duration,
+    /// What was awaited when somebody last asked. Something else may have been before.
+    awaited: Option<Await>,
+    /// When a look has seen that the time begins; `None` until one has.
+    since: Option<(Instant, Progress)>,
+    /// The deadline is over. What has come meanwhile, while we may have been busy elsewhere, is
+    /// received before the next look, which is the last one.
+    is_last: bool,
+}
+
+/// How far the peer has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Progress {
+    received: u64,
+    /// Bytes sent less those that the kernel still holds, and whether it holds none.
+    taken: i64,
+    took_all: bool,
+}
+
+impl Progress {
+    fn is_beyond(self, earlier: Progress) -> bool {
+        self.received != earlier.received
+            || self.taken.saturating_sub(earlier.taken) >= LEAST_TAKEN
+            || (self.took_all && !earlier.took_all)
+    }
+}
+
+impl Deadlines {
+    fn of(&self, awaited: Await) -> Duration {
+        match awaited {
+            Await::FirstByte if self.first_byte != Duration::MAX => self.first_byte,
+            Await::FirstByte | Await::Input => self.idle,
+            Await::Taking => self.write_stall,
+            Await::End => self.linger,
+        }
+    }
+
+    fn reason(&self, awaited: Await) -> CloseReason {
+        let after = self.of(awaited);
+        match awaited {
+            Await::FirstByte if self.first_byte != Duration::MAX => {
+                CloseReason::NoFirstByte { after }
+            }
+            Await::FirstByte | Await::Input => CloseReason::Idle { after },
+            Await::Taking => CloseReason::WriteStalled { after },
+            Await::End => CloseReason::LingerExpired { after },
+        }
+    }
+}
+
+/// How long until the next look, if a deadline is as long as this.
+fn step(deadline: Duration) -> Duration {
+    (deadline / 12).max(CLOSEST_LOOKS).min(deadline)
+}
+
+impl Core {
+    /// The deadlines that hold for this connection.
+    fn deadlines(&self) -> Deadlines {
+        let own = self.timers.borrow().as_ref().and_then(|timers| timers.deadlines);
+        own.unwrap_or(self.context.limits.deadlines)
+    }
+
+    /// Changes deadlines of this connection alone. The time begins anew.
+    pub(super) fn set_deadlines(&self, event_loop: &EventLoop, f: impl FnOnce(&mut Deadlines)) {
+        let mut deadlines = self.deadlines();
+        f(&mut deadlines);
+        let mut timers = self.timers.borrow_mut();
+        let timers_there = timers.get_or_insert_default();
+        timers_there.deadlines = Some(deadlines);
+        if let Some(look) = &mut timers_there.look {
+            look.since = None;
+        }
+        drop(timers);
+        self.watch_peer(event_loop);
+    }
+
+    /// After anything that may have changed what is awaited of the peer: sees to it that there is a
+    /// look in time. The time begins at the next look if something else is awaited now.
+    pub(super) fn watch_peer(&self, event_loop: &EventLoop) {
+        let awaited = self.awaited();
+        let deadline = awaited.map_or(Duration::MAX, |awaited| self.deadlines().of(awaited));
+        let ahead = step(deadline);
+        let mut timers = self.timers.borrow_mut();
+        let armed = timers.as_mut().and_then(|timers| timers.look.as_mut());
+        if let Some(look) = armed {
+            if look.awaited != awaited {
+                look.awaited = awaited;
+                look.since = None;
+            }
+            if ahead < look.ahead {
+                event_loop.cancel(look.timer);
+                look.timer = self.look_after(event_loop, ahead);
+                look.ahead = ahead;
+            }
+        } else if deadline != Duration::MAX {
+            let timer = self.look_after(event_loop, ahead);
+            let look = Look { timer, ahead, awaited, since: None, is_last: false };
+            timers.get_or_insert_default().look = Some(look);
+        }
+    }
+
+    fn awaited(&self) -> Option<Await> {
+        match self.state.borrow().awaited() {
+            Some(Await::Input) if self.received.get() == 0 => Some(Await::FirstByte),
+            awaited => awaited,
+        }
+    }
+
+    fn look_after(&self, event_loop: &EventLoop, ahead: Duration) -> TimerId {
+        let place = self.place();
+        event_loop.run_after(ahead, move |event_loop| {
+            if let Some(resident) = event_loop.local::<Registry>().get(place) {
+                resident.core().look(event_loop);
+            }
+        })
+    }
+
+    /// The timer has come.
+    fn look(&self, event_loop: &EventLoop) {
+        let look = self.timers.borrow_mut().as_mut().and_then(|timers| timers.look.take());
+        let (Some(look), Some(awaited)) = (look, self.awaited()) else {
+            return self.forget_unused_timers();
+        };
+        let deadlines = self.deadlines();
+        let deadline = deadlines.of(awaited);
+        if deadline == Duration::MAX {
+            return self.forget_unused_timers();
+        }
+        let (now, progress) = (Instant::now(), self.progress(awaited));
+        let since = look
+            .since
+            .filter(|(_, earlier)| look.awaited == Some(awaited) && !progress.is_beyond(*earlier));
+        let since = since.unwrap_or((now, progress));
+        let left = deadline.saturating_sub(now - since.0);
+        if left.is_zero() && look.is_last {
+            return self.end(event_loop, deadlines.reason(awaited));
+        }
+        let ahead = step(deadline).min(left);
+        let timer = self.look_after(event_loop, ahead);
+        let (awaited, since) = (Some(awaited), Some(since));
+        let look = Look { timer, ahead, awaited, since, is_last: left.is_zero() };
+        self.timers.borrow_mut().get_or_insert_default().look = Some(look);
+    }
+
+    /// A connection that once had to wait need not keep the memory for that.
+    fn forget_unused_timers(&self) {
+        self.timers.borrow_mut().take_if(|timers| timers.is_unused());
+    }
+
+    /// How far the peer has come with what is awaited of it.
+    fn progress(&self, awaited: Await) -> Progress {
+        let state = self.state.borrow();
+        let takes = matches!(awaited, Await::Taking | Await::End);
+        // The kernel says that there is room for more in large steps only, but it knows better. Where
+        // it cannot be asked, the steps have to do.
+        let held = if takes { socket::unsent(self.socket()).unwrap_or(0) } else { 0 };
+        let listens = awaited != Await::Taking && !state.is_deaf();
+        Progress {
+            received: if listens { self.received.get() } else { 0 },
+            taken: if takes { state.bytes_sent() as i64 - held as i64 } else { 0 },
+            took_all: takes && held == 0,
+        }
+    }
+}
+
+impl Timers {
+    fn is_unused(&self) -> bool {
+        self.of_program.is_empty() && self.deadlines.is_none() && self.look.is_none()
+    }
+}

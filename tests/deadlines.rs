@@ -1,0 +1,426 @@
+//! How long a peer may keep its connection waiting: to say something, to take what waits for it.
+//! (How long to come to its end is in `lingering`.)
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod recorder;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{TryRecvError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{DEADLINE, read_n, read_to_end, serve, within};
+use recorder::{Recorded, Told, brief, recorded, recorded_after, recorded_open};
+use ruduo::{Connection, EventLoop, TcpServer};
+
+const TIME: Duration = Duration::from_millis(400);
+
+/// More than the kernel takes from a peer that does not read.
+const A_LOT: usize = 50 << 20;
+
+const IDLE: &str = "Idle { after: 400ms }";
+const NO_FIRST_BYTE: &str = "NoFirstByte { after: 400ms }";
+const STALLED: &str = "WriteStalled { after: 400ms }";
+
+/// Waits for the end, which is not within the time from `start` on.
+#[track_caller]
+fn assert_closes(this: &Recorded, start: Instant, time: Duration, reason: &str) {
+    loop {
+        match within(&this.told) {
+            Told::Closed(told) => {
+                assert_eq!(told, reason);
+                assert!(start.elapsed() >= time, "early: {:?}", start.elapsed());
+                return;
+            }
+            Told::Message(_) | Told::WriteComplete | Told::HighWater(_) | Told::LowWater => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Lets time pass, as the connection's own loop measures it, in which nothing else happens.
+#[track_caller]
+fn let_pass(this: &Recorded, time: Duration) {
+    this.call(move |conn| conn.set_timer(0, time));
+    assert_eq!(within(&this.told), Told::Timer(0));
+}
+
+/// Acts for a while in small steps. Returns the longest time between two.
+fn steadily(time: Duration, mut act: impl FnMut()) -> Duration {
+    let start = Instant::now();
+    let (mut last, mut longest_pause) = (start, Duration::ZERO);
+    while start.elapsed() < time {
+        act();
+        longest_pause = longest_pause.max(last.elapsed());
+        last = Instant::now();
+        thread::sleep(TIME / 20);
+    }
+    longest_pause
+}
+
+/// Repeats what depends on a thread that is not kept waiting, until it was not.
+fn until_steady(attempt: impl Fn() -> bool) {
+    if !(0..5).any(|_| attempt()) {
+        eprintln!("SKIPPED: this machine is too busy for a steady peer");
+    }
+}
+
+/// Sends more than the kernel takes.
+fn send_a_lot(conn: &Connection<'_>) {
+    conn.send_shared(vec![b'x'; A_LOT].into());
+}
+
+// Saying something.
+
+#[test]
+fn b65_a_peer_that_stops_talking_is_cut_and_not_before() {
+    alone!().run(|| {
+        until_steady(|| {
+            let (this, mut peer) = recorded(|server| server.idle_timeout(TIME));
+            let mut last = Instant::now();
+            let longest_pause = steadily(3 * TIME, || {
+                last = Instant::now();
+                // Fails if it was cut.
+                let _ = peer.write_all(b"x");
+            });
+            if longest_pause > TIME / 2 {
+                return false;
+            }
+            assert_closes(&this, last, TIME, IDLE);
+            assert_eq!(read_to_end(&peer).unwrap(), b"");
+            true
+        });
+    });
+}
+
+/// Not later than it says, when the machine has time: the time does not count from some look before
+/// the last byte, nor from one long after it.
+#[test]
+fn b65_a_deadline_is_late_by_at_most_an_eighth() {
+    alone!().run(|| {
+        let lateness = |n: u32| {
+            let (this, mut peer) = recorded(|server| server.idle_timeout(TIME));
+            // Each time elsewhere between two looks.
+            thread::sleep(TIME / 2 + n * Duration::from_millis(7));
+            let start = Instant::now();
+            peer.write_all(b"x").unwrap();
+            assert_closes(&this, start, TIME, IDLE);
+            start.elapsed() - TIME
+        };
+        assert!((0..30).map(lateness).any(|lateness| lateness <= TIME / 8), "30 times late");
+    });
+}
+
+#[test]
+fn what_we_send_does_not_hide_a_peer_that_says_nothing() {
+    alone!().run(|| {
+        let (tell, told) = channel();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .idle_timeout(TIME)
+                .on_connect(|conn| conn.set_timer(0, TIME / 10))
+                .on_timer(|conn, _| {
+                    conn.send("ping");
+                    conn.set_timer(0, TIME / 10);
+                })
+                .on_message(|_, input| input.clear())
+                .on_close(move |_, reason| tell.send(brief(reason)).unwrap())
+                .start()
+        });
+        let start = Instant::now();
+        let peer = server.connect();
+        assert_eq!(within(&told), IDLE);
+        assert!(start.elapsed() >= TIME);
+        assert!(!read_to_end(&peer).unwrap().is_empty());
+    });
+}
+
+/// A server with one silent peer, for which it does something now and then before the time is over.
+/// The time then begins anew, from the last time on.
+fn assert_time_begins_anew(
+    times: u64,
+    wait: Duration,
+    act: impl Fn(&Connection<'_>, u64) + Send + Sync + 'static,
+) {
+    let (tell, told) = channel();
+    let (tell_end, ended) = channel();
+    let server = serve(move |event_loop| {
+        TcpServer::bind(event_loop, "127.0.0.1:0")?
+            .idle_timeout(TIME)
+            .on_connect(move |conn| conn.set_timer(1, wait))
+            .on_timer(move |conn, time| {
+                tell.send(Instant::now()).unwrap();
+                act(conn, time);
+                if time < times {
+                    conn.set_timer(time + 1, wait);
+                }
+            })
+            .on_message(|_, input| input.clear())
+            .on_close(move |_, reason| tell_end.send(brief(reason)).unwrap())
+            .start()
+    });
+    let _peer = server.connect();
+    assert_eq!(within(&ended), IDLE);
+    let acts: Vec<Instant> = told.try_iter().collect();
+    assert_eq!(acts.len() as u64, times, "cut too early");
+    let after = acts.last().unwrap().elapsed();
+    assert!(after >= TIME, "cut too early: {after:?}");
+}
+
+/// It is not the peer that is silent then. What it had been before does not count.
+#[test]
+fn while_we_pause_reading_the_peer_is_not_idle() {
+    fn pause_and_resume(conn: &Connection<'_>, time: u64) {
+        if time % 2 == 1 { conn.pause_reading() } else { conn.resume_reading() }
+    }
+    alone!().run(|| {
+        assert_time_begins_anew(6, 3 * TIME / 4, pause_and_resume);
+        // A pause may begin and end between two looks at the connection.
+        assert_time_begins_anew(200, TIME / 100, pause_and_resume);
+    });
+}
+
+/// Who takes long for its answers sets the time anew.
+#[test]
+fn setting_the_idle_time_begins_it_anew() {
+    alone!().run(|| {
+        assert_time_begins_anew(6, 3 * TIME / 4, |conn, _| conn.set_idle_timeout(TIME));
+        assert_time_begins_anew(200, TIME / 100, |conn, _| conn.set_idle_timeout(TIME));
+    });
+}
+
+#[test]
+fn a_peer_that_takes_a_long_answer_is_not_idle() {
+    alone!().run(|| {
+        let (this, peer) = recorded_after(send_a_lot, |server| server.idle_timeout(TIME));
+        let Told::HighWater(_) = within(&this.told) else { panic!("no high water") };
+        let_pass(&this, 2 * TIME);
+        let start = Instant::now();
+        read_n(&peer, A_LOT);
+        assert_closes(&this, start, TIME, IDLE);
+    });
+}
+
+#[test]
+fn a_peer_that_has_finished_is_not_idle() {
+    alone!().run(|| {
+        let (this, peer) = recorded_open(|server| server.idle_timeout(TIME));
+        peer.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(within(&this.told), Told::HalfClose);
+        let_pass(&this, 2 * TIME);
+        this.conn.send("the answer").unwrap();
+        this.conn.shutdown().unwrap();
+        assert_eq!(read_to_end(&peer).unwrap(), b"the answer");
+    });
+}
+
+#[test]
+fn a_connection_can_have_an_idle_time_of_its_own() {
+    alone!().run(|| {
+        let (this, _peer) = recorded(|server| server);
+        let_pass(&this, TIME / 2);
+        let start = Instant::now();
+        this.call(|conn| conn.set_idle_timeout(TIME));
+        assert_closes(&this, start, TIME, IDLE);
+
+        let for_ever = |conn: &Connection<'_>| conn.set_idle_timeout(Duration::MAX);
+        let (this, _peer) = recorded_after(for_ever, |server| server.idle_timeout(TIME));
+        let_pass(&this, 2 * TIME);
+        this.call(|conn| conn.set_idle_timeout(100 * TIME));
+        let_pass(&this, 2 * TIME);
+        // A shorter one does not wait for a look that was meant for a longer one.
+        let start = Instant::now();
+        this.call(|conn| conn.set_idle_timeout(TIME));
+        assert_closes(&this, start, TIME, IDLE);
+    });
+}
+
+#[test]
+fn b65_a_peer_that_never_says_anything_is_cut() {
+    alone!().run(|| {
+        let start = Instant::now();
+        let (this, peer) =
+            recorded(|server| server.first_byte_timeout(TIME).idle_timeout(TIME / 20));
+        assert_closes(&this, start, TIME, NO_FIRST_BYTE);
+        assert_eq!(read_to_end(&peer).unwrap(), b"");
+    });
+}
+
+#[test]
+fn after_its_first_byte_a_peer_may_be_idle() {
+    alone!().run(|| {
+        let (this, mut peer) = recorded(|server| server.first_byte_timeout(TIME));
+        peer.write_all(b"x").unwrap();
+        let Told::Message(_) = within(&this.told) else { panic!("it was not in time") };
+        let_pass(&this, 2 * TIME);
+        drop(peer);
+        assert_eq!(within(&this.told), Told::HalfClose);
+    });
+}
+
+/// The loop was busy with something else when the time was over, and the peer has spoken.
+#[test]
+fn what_we_had_no_time_to_hear_counts() {
+    alone!().run(|| {
+        let (give, peers) = channel();
+        let peers = Mutex::new(peers);
+        let (tell, told) = channel();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .idle_timeout(TIME)
+                .on_connect(move |conn| {
+                    let mut peer: TcpStream = within(&peers.lock().unwrap());
+                    conn.event_loop().run_after(Duration::ZERO, move |_| {
+                        thread::sleep(3 * TIME);
+                        peer.write_all(b"here I am").unwrap();
+                    });
+                })
+                .on_message(|conn, input| conn.send_buffer(input))
+                .on_close(move |_, reason| tell.send(brief(reason)).unwrap())
+                .start()
+        });
+        let peer = server.connect();
+        give.send(peer.try_clone().unwrap()).unwrap();
+        assert_eq!(read_n(&peer, 9), b"here I am");
+        assert_eq!(within(&told), IDLE);
+    });
+}
+
+// Taking what waits.
+
+#[test]
+fn b26_a_peer_that_takes_nothing_is_cut() {
+    alone!().run(|| {
+        let start = Instant::now();
+        let (this, peer) = recorded_after(send_a_lot, |server| server.write_stall_timeout(TIME));
+        assert_closes(&this, start, TIME, STALLED);
+        let arrived = read_to_end(&peer).unwrap();
+        assert!(arrived.len() < A_LOT);
+    });
+}
+
+/// Reading has paused, so its end of the stream is not even seen.
+#[test]
+fn b26_a_peer_that_half_closes_and_takes_nothing_is_cut() {
+    alone!().run(|| {
+        let start = Instant::now();
+        let (this, mut peer) =
+            recorded_after(send_a_lot, |server| server.write_stall_timeout(TIME).linger(TIME / 20));
+        let Told::HighWater(_) = within(&this.told) else { panic!("no high water") };
+        peer.write_all(b"x").unwrap();
+        peer.shutdown(Shutdown::Write).unwrap();
+        assert_closes(&this, start, TIME, STALLED);
+    });
+}
+
+/// The kernel has room for more only now and then, and in between the peer does take something.
+#[test]
+fn b26_a_slow_peer_is_not_cut() {
+    alone!().run(|| {
+        until_steady(|| {
+            let (this, mut peer) =
+                recorded_after(send_a_lot, |server| server.write_stall_timeout(TIME));
+            let Told::HighWater(_) = within(&this.told) else { panic!("no high water") };
+            let mut piece = vec![0; 20_000];
+            let longest_pause = steadily(5 * TIME, || drop(peer.read(&mut piece)));
+            if longest_pause > TIME / 2 {
+                return false;
+            }
+            let start = Instant::now();
+            assert_eq!(this.told.try_recv(), Err(TryRecvError::Empty));
+            assert_closes(&this, start, TIME / 2, STALLED);
+            true
+        });
+    });
+}
+
+/// A connected peer whose kernel takes a little at a time.
+fn connect_with_a_small_buffer(address: SocketAddr) -> TcpStream {
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
+    };
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let fd = socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap();
+    setsockopt(&fd, sockopt::RcvBuf, &1).unwrap();
+    connect(fd.as_raw_fd(), &SockaddrStorage::from(address)).unwrap();
+    TcpStream::from(fd)
+}
+
+/// The least that counts is 4 KiB in the time of the deadline.
+#[test]
+fn b26_a_peer_that_takes_it_in_drops_is_cut() {
+    alone!().run(|| {
+        let (tell, told) = channel();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .write_stall_timeout(TIME)
+                .on_connect(send_a_lot)
+                .on_message(|_, input| input.clear())
+                .on_close(move |_, reason| tell.send(brief(reason)).unwrap())
+                .start()
+        });
+        let start = Instant::now();
+        let peer = connect_with_a_small_buffer(server.addr());
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut taken = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    taken += (&peer).read(&mut [0; 400]).unwrap();
+                    thread::sleep(TIME / 5);
+                }
+                taken
+            });
+            let end = told.recv_timeout(DEADLINE);
+            let time = start.elapsed();
+            stop.store(true, Ordering::Relaxed);
+            let taken = reader.join().unwrap();
+            assert_eq!(end.unwrap(), STALLED);
+            assert!(time >= TIME && taken > 400, "{time:?}, {taken} bytes");
+        });
+    });
+}
+
+#[test]
+fn a_connection_can_have_a_write_stall_time_of_its_own() {
+    alone!().run(|| {
+        let begin = |conn: &Connection<'_>| {
+            conn.set_write_stall_timeout(Duration::MAX);
+            send_a_lot(conn);
+        };
+        let (this, peer) = recorded_after(begin, |server| server.write_stall_timeout(TIME));
+        let Told::HighWater(_) = within(&this.told) else { panic!("no high water") };
+        let_pass(&this, 3 * TIME);
+        // Also when it has to wait already.
+        let start = Instant::now();
+        this.call(|conn| conn.set_write_stall_timeout(TIME));
+        assert_closes(&this, start, TIME, STALLED);
+        drop(peer);
+    });
+}
+
+// Settings.
+
+#[test]
+fn timeouts_of_zero_are_refused() {
+    alone!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let server = || TcpServer::bind(&event_loop, "127.0.0.1:0").unwrap();
+        let zero = Duration::ZERO;
+        for server in [
+            server().idle_timeout(zero),
+            server().first_byte_timeout(zero),
+            server().write_stall_timeout(zero),
+        ] {
+            let refused = server.on_message(|_, _| {}).start().unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::InvalidInput);
+            assert!(refused.to_string().contains("timeout of zero"), "{refused}");
+        }
+    });
+}

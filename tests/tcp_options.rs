@@ -1,0 +1,102 @@
+//! Options of the sockets of connections: what they inherit, and what cannot be set.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use common::{open_fds, read_n, serve};
+use nix::sys::socket::{SockaddrStorage, getpeername, getsockopt, sockopt};
+use ruduo::{EventLoop, Keepalive, Server, TcpServer, UnixServer};
+
+/// This process's descriptor whose other end is there.
+fn server_end(peer: SocketAddr) -> BorrowedFd<'static> {
+    let fds = open_fds().into_keys().map(|fd| fd.parse().unwrap());
+    let leads_there = |fd: &i32| {
+        let address = getpeername::<SockaddrStorage>(*fd).ok();
+        address.and_then(|a| a.as_sockaddr_in().copied()).is_some_and(|a| a == peer_in(peer))
+    };
+    let fd = fds.into_iter().find(leads_there).expect("a descriptor of the server");
+    // SAFETY: it stays open as long as the peer, which the test holds.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+fn peer_in(peer: SocketAddr) -> nix::sys::socket::SockaddrIn {
+    let SocketAddr::V4(peer) = peer else { panic!("not IPv4") };
+    peer.into()
+}
+
+/// A connection that is served.
+fn connected(
+    settings: impl FnOnce(Server<'_>) -> Server<'_> + Send + 'static,
+) -> (common::Running, TcpStream) {
+    let server = serve(move |event_loop| {
+        settings(TcpServer::bind(event_loop, "127.0.0.1:0")?)
+            .on_connect(|conn| conn.send("x"))
+            .on_message(|_, input| input.clear())
+            .start()
+    });
+    let peer = server.connect();
+    assert_eq!(read_n(&peer, 1), b"x");
+    (server, peer)
+}
+
+#[test]
+fn connections_inherit_keepalive_and_user_timeout_from_their_listener() {
+    alone!().run(|| {
+        let (_server, peer) = connected(|server| {
+            server
+                .keepalive(Keepalive {
+                    after: Duration::from_millis(20_001),
+                    every: Duration::from_secs(3),
+                    times: 5,
+                })
+                .user_timeout(Duration::from_millis(12_345))
+        });
+        let fd = server_end(peer.local_addr().unwrap());
+        assert!(getsockopt(&fd, sockopt::KeepAlive).unwrap());
+        assert_eq!(getsockopt(&fd, sockopt::TcpKeepIdle).unwrap(), 21);
+        assert_eq!(getsockopt(&fd, sockopt::TcpKeepInterval).unwrap(), 3);
+        assert_eq!(getsockopt(&fd, sockopt::TcpKeepCount).unwrap(), 5);
+        assert_eq!(getsockopt(&fd, sockopt::TcpUserTimeout).unwrap(), 12_345);
+    });
+}
+
+#[test]
+fn they_are_off_unless_asked_for() {
+    alone!().run(|| {
+        let (_server, peer) = connected(|server| server);
+        let fd = server_end(peer.local_addr().unwrap());
+        assert!(!getsockopt(&fd, sockopt::KeepAlive).unwrap());
+        assert_eq!(getsockopt(&fd, sockopt::TcpUserTimeout).unwrap(), 0);
+    });
+}
+
+#[test]
+fn options_that_cannot_be_set_are_refused_with_what_was_tried() {
+    alone!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let tcp = || TcpServer::bind(&event_loop, "127.0.0.1:0").unwrap();
+        let refusal = |server: Server<'_>| {
+            let error = server.on_message(|_, _| {}).start().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+            error.to_string()
+        };
+        let too_long = Keepalive { after: Duration::MAX, ..Keepalive::default() };
+        assert!(refusal(tcp().keepalive(too_long)).contains("Keepalive"));
+        let too_often = Keepalive { times: 1000, ..Keepalive::default() };
+        assert!(refusal(tcp().keepalive(too_often)).contains("times: 1000"));
+        assert!(refusal(tcp().user_timeout(Duration::MAX)).contains("user timeout"));
+
+        let unix = || {
+            let name = format!("unix:@ruduo-tcp-options-{}", std::process::id());
+            UnixServer::bind(&event_loop, name.parse::<ruduo::Address>().unwrap()).unwrap()
+        };
+        assert!(refusal(unix().keepalive(Keepalive::default())).contains("TCP's"));
+        assert!(refusal(unix().user_timeout(Duration::from_secs(1))).contains("TCP's"));
+    });
+}
