@@ -1,22 +1,21 @@
 //! An echo that closes connections on which nothing has come for a while.
 //!
-//! A message only stores the time, which the loop reads at most once a turn. A timer, one for each
-//! connection, looks at that stamp: if a message has come since, it is armed again for what is left
-//! of the time, counted from that message; if none has, the connection is shut down. So the price
-//! is a store for each message, and for each connection the memory of a timer and one look in each
-//! idle time. Arming the timer anew for each message would do as well, but then each would pay for
-//! that. And nobody is closed early, for the time is over when the timer finds that it is.
+//! That is a setting of the server, so there is little to see here. A message only counts its bytes,
+//! as it does anyway; a timer, one for each connection, looks at the count now and then. If there is
+//! something new the time begins anew, if there is not for as long as the setting says, the
+//! connection is closed: never early, and O(1) for each message. (`net/src/connection/deadlines.rs`
+//! is how.)
 //!
 //! Only what the peer sends counts. One that does not take its echo is not heard either, once more
-//! than the high-water mark waits for it, and so it is idle as well.
+//! than the high-water mark waits for it; then it has the time of `write_stall_timeout`.
 
 mod common;
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::Long;
-use ruduo::{Buffer, Connection, EventLoop, Handler, Server};
+use ruduo::{CloseReason, EventLoop, Server};
 
 const HELP: &str = "\
 Echoes what it receives over TCP, and closes connections on which nothing comes.
@@ -39,53 +38,23 @@ fn main() -> ExitCode {
             match argument {
                 Long("listen") => listen = arguments.value()?,
                 Long("threads") => threads = arguments.value()?,
-                Long("idle") => idle = seconds(arguments.value()?)?,
+                Long("idle") => idle = common::seconds("--idle", arguments.value()?)?,
                 other => return Err(other.unexpected().into()),
             }
         }
         let event_loop = EventLoop::new()?;
         let server = Server::bind(&event_loop, listen)?
             .threads(threads)
-            .serve(move |conn| Session { limit: idle, last_message: conn.event_loop().now() })?;
+            .idle_timeout(idle)
+            .on_message(|conn, input| conn.send_buffer(input))
+            .on_close(|conn, reason| {
+                if let CloseReason::Idle { .. } = reason {
+                    log::info!("closed the connection of {}: {reason}", conn.peer_addr());
+                }
+            })
+            .start()?;
         server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
         println!("listening on {}", server.local_addr());
         Ok(event_loop.run()?)
     })
-}
-
-/// The key of a session's only timer.
-const LOOK: u64 = 0;
-
-struct Session {
-    limit: Duration,
-    last_message: Instant,
-}
-
-impl Handler for Session {
-    fn on_connect(&mut self, conn: &Connection) {
-        conn.set_timer(LOOK, self.limit);
-    }
-
-    fn on_message(&mut self, conn: &Connection, input: &mut Buffer) {
-        self.last_message = conn.event_loop().now();
-        conn.send_buffer(input);
-    }
-
-    fn on_timer(&mut self, conn: &Connection, _: u64) {
-        let idle = conn.event_loop().now() - self.last_message;
-        if idle < self.limit {
-            conn.set_timer(LOOK, self.limit - idle);
-        } else {
-            log::info!("closing the connection of {}: idle for {idle:.1?}", conn.peer_addr());
-            // Not `close`: what waits to be sent still leaves.
-            conn.shutdown();
-        }
-    }
-}
-
-fn seconds(number: f64) -> Result<Duration, lexopt::Error> {
-    match Duration::try_from_secs_f64(number) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err(format!("--idle {number}: not a number of seconds above 0").into()),
-    }
 }

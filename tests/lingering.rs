@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod recorder;
 mod scene;
 
 use std::io::{Read, Write};
@@ -11,8 +12,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{DEADLINE, pattern, read_to_end, serve, within};
-use ruduo::TcpServer;
+use common::{DEADLINE, connect_with_a_small_buffer, pattern, read_to_end, serve, within};
+use recorder::{Told, recorded_after};
+use ruduo::{Connection, TcpServer};
 use scene::{ANSWER, Act, LARGE, Scene, write};
 
 const LINGER: Duration = Duration::from_millis(300);
@@ -165,6 +167,67 @@ fn b39_a_peer_that_goes_on_sending_is_cut_if_nobody_listens() {
         scene.assert_closes("did not finish within 300ms of our end");
         assert!(start.elapsed() >= LINGER);
         writer.join().unwrap();
+    });
+}
+
+/// A peer that has yet to work for what it will say is not hurried, if the program says so.
+#[test]
+fn b39_a_connection_may_wait_as_long_as_it_takes() {
+    alone!().run(|| {
+        let begin = |conn: &Connection<'_>| {
+            conn.set_linger(Duration::MAX);
+            conn.shutdown();
+            conn.set_timer(0, 4 * LINGER);
+        };
+        let (this, mut peer) = recorded_after(begin, |server| server.linger(LINGER));
+        assert_eq!(read_to_end(&peer).unwrap(), b"");
+        assert_eq!(within(&this.told), Told::Timer(0));
+        peer.write_all(b"at last").unwrap();
+        assert_eq!(within(&this.told), Told::Message(b"at last".to_vec()));
+        drop(peer);
+        assert_eq!(within(&this.told), Told::HalfClose);
+        assert_eq!(within(&this.told), Told::Closed("ShutDown".to_owned()));
+    });
+}
+
+/// All output is with the kernel, and our end of the stream behind it, but not yet with the peer.
+#[test]
+fn b39_a_peer_that_takes_what_the_kernel_holds_slowly_is_not_cut() {
+    const LEN: usize = 300_000;
+    alone!().run(|| {
+        for _ in 0..5 {
+            let scene = Scene::with(
+                |conn, input| {
+                    input.clear();
+                    conn.send(pattern(LEN));
+                    conn.shutdown();
+                },
+                |server| server.linger(LINGER),
+            );
+            let peer = connect_with_a_small_buffer(scene.running.addr());
+            write(&peer, "go");
+            let start = Instant::now();
+            let (mut last, mut longest_pause) = (start, Duration::ZERO);
+            let mut received = 0;
+            loop {
+                let n = (&peer).read(&mut [0; 4096]).unwrap();
+                longest_pause = longest_pause.max(last.elapsed());
+                last = Instant::now();
+                received += n;
+                if n == 0 {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+            assert_eq!(received, LEN, "a close loses nothing that the kernel has");
+            if longest_pause < LINGER / 3 {
+                assert!(start.elapsed() > 2 * LINGER, "not slow: {:?}", start.elapsed());
+                drop(peer);
+                scene.assert_closes("shut down");
+                return;
+            }
+        }
+        eprintln!("SKIPPED: this machine is too busy for a steady reader");
     });
 }
 

@@ -110,6 +110,17 @@ pub(crate) fn listen_and_threads(
     Ok((listen, threads))
 }
 
+/// A time of more than 0, given in seconds.
+pub(crate) fn seconds(option: &str, number: f64) -> Result<Duration, Stop> {
+    match Duration::try_from_secs_f64(number) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => {
+            let why = format!("{option} {number}: not a number of seconds above 0");
+            Err(lexopt::Error::from(why).into())
+        }
+    }
+}
+
 /// An address that only this machine reaches.
 pub(crate) fn loopback(port: u16) -> Address {
     Address::Ip(([127, 0, 0, 1], port).into())

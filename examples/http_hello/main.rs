@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use common::Long;
 use ruduo::{EventLoop, Server};
-use session::{Deadlines, Session, Site};
+use session::{Session, Site};
 
 const HELP: &str = "\
 Answers every GET and HEAD over HTTP/1.1 with a greeting.
@@ -29,7 +29,7 @@ Usage: http_hello [--listen ADDRESS] [--threads N] [--header-timeout SECONDS] [-
   --listen ADDRESS          where to listen; port 0 is any free one [127.0.0.1:8000]
   --threads N               threads that serve connections; 0: the accepting one [0]
   --header-timeout SECONDS  how long a request's head may take to come, and then its body [10]
-  --idle SECONDS            how long a connection may wait between requests [60]
+  --idle SECONDS            how long a client may say nothing, or take nothing [60]
   --help                    this text
 
 SIGINT (Ctrl-C) and SIGTERM stop it; requests that have begun then have 5 seconds to finish.
@@ -48,13 +48,15 @@ fn main() -> ExitCode {
                 other => return Err(other.unexpected().into()),
             }
         }
-        let deadlines =
-            Deadlines { request: Duration::from_secs(request), idle: Duration::from_secs(idle) };
+        let (request, idle) = (Duration::from_secs(request), Duration::from_secs(idle));
         let event_loop = EventLoop::new()?;
-        let server =
-            Server::bind(&event_loop, listen)?.threads(threads).serve_per_loop(move |_| {
-                let site = Rc::new(Site::new(deadlines));
-                move |conn| Session::new(conn, site.clone())
+        let server = Server::bind(&event_loop, listen)?
+            .threads(threads)
+            .idle_timeout(idle)
+            .write_stall_timeout(idle)
+            .serve_per_loop(move |_| {
+                let site = Rc::new(Site::new(request));
+                move |_conn| Session::new(site.clone())
             })?;
         server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
         println!("listening on {}", server.local_addr());

@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ruduo::{Buffer, Connection, DecodeError, Handler};
 
@@ -12,34 +12,25 @@ use crate::response::{CONTINUE, Hello};
 
 const REQUEST_TIMEOUT: &str = "408 Request Timeout";
 
-/// How long a client may keep us waiting.
-#[derive(Clone, Copy)]
-pub(crate) struct Deadlines {
-    /// For a request's head from its first byte on, and then for its body.
-    pub(crate) request: Duration,
-    /// Between two requests, or without reading the answers.
-    pub(crate) idle: Duration,
-}
-
 /// What the connections of one loop share.
 pub(crate) struct Site {
-    deadlines: Deadlines,
+    /// For a request's head from its first byte on, and then for its body.
+    timeout: Duration,
     hello: RefCell<Hello>,
 }
 
 impl Site {
-    pub(crate) fn new(deadlines: Deadlines) -> Site {
-        Site { deadlines, hello: RefCell::new(Hello::new()) }
+    pub(crate) fn new(timeout: Duration) -> Site {
+        Site { timeout, hello: RefCell::new(Hello::new()) }
     }
 }
 
 pub(crate) struct Session {
     site: Rc<Site>,
     phase: Phase,
-    /// When the phase began.
-    since: Instant,
-    /// When the timer will look at the deadline.
-    next_look: Option<Instant>,
+    /// The phase has changed since the timer was last seen to.
+    is_new: bool,
+    has_timer: bool,
     /// The server is being stopped.
     stopping: bool,
 }
@@ -55,10 +46,6 @@ enum Phase {
 }
 
 impl Handler for Session {
-    fn on_connect(&mut self, conn: &Connection) {
-        self.watch(conn);
-    }
-
     fn on_message(&mut self, conn: &Connection, input: &mut Buffer) {
         // Stops also when the client sends requests without reading the answers.
         while !input.is_empty() && conn.wants_input() && self.go_on(conn, input) {}
@@ -72,19 +59,12 @@ impl Handler for Session {
                 self.refuse_unfinished(conn, BAD_REQUEST, "the stream ends within a request");
             }
         }
+        self.watch(conn);
     }
 
     fn on_timer(&mut self, conn: &Connection, _key: u64) {
-        self.next_look = None;
-        if self.deadline().is_none_or(|deadline| conn.event_loop().now() < deadline) {
-            return self.watch(conn);
-        }
-        match self.phase {
-            Phase::Idle => self.finish(conn),
-            Phase::Head { .. } | Phase::Body { .. } => {
-                self.refuse_unfinished(conn, REQUEST_TIMEOUT, "the request did not come in time");
-            }
-        }
+        self.has_timer = false;
+        self.refuse_unfinished(conn, REQUEST_TIMEOUT, "the request did not come in time");
     }
 
     fn on_stopping(&mut self, conn: &Connection) {
@@ -96,9 +76,28 @@ impl Handler for Session {
 }
 
 impl Session {
-    pub(crate) fn new(conn: &Connection, site: Rc<Site>) -> Session {
-        let since = conn.event_loop().now();
-        Session { site, phase: Phase::Idle, since, next_look: None, stopping: false }
+    pub(crate) fn new(site: Rc<Site>) -> Session {
+        Session { site, phase: Phase::Idle, is_new: false, has_timer: false, stopping: false }
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.is_new = true;
+    }
+
+    /// A request of which not everything has come has a deadline. (Most come whole, and need no timer.
+    /// How long a client may be silent between two is a setting of the server.)
+    fn watch(&mut self, conn: &Connection) {
+        if !std::mem::take(&mut self.is_new) {
+            return;
+        }
+        let has_begun = !matches!(self.phase, Phase::Idle);
+        if has_begun {
+            conn.set_timer(0, self.site.timeout);
+        } else if self.has_timer {
+            conn.cancel_timer(0);
+        }
+        self.has_timer = has_begun;
     }
 
     /// Takes the next piece of the input, if it is there.
@@ -127,15 +126,15 @@ impl Session {
                     if request.expects_continue && input.is_empty() {
                         conn.send(CONTINUE);
                     }
-                    self.enter(conn, Phase::Body { request, left: request.body_len });
+                    self.enter(Phase::Body { request, left: request.body_len });
                 }
                 true
             }
             Ok(None) => {
-                if let Phase::Idle = self.phase {
-                    self.since = conn.event_loop().now();
+                match self.phase {
+                    Phase::Head { .. } => self.phase = Phase::Head { searched },
+                    _ => self.enter(Phase::Head { searched }),
                 }
-                self.phase = Phase::Head { searched };
                 false
             }
             Err(refusal) => {
@@ -171,7 +170,7 @@ impl Session {
         hello.send(conn, request, keep_alive);
         drop(hello);
         if keep_alive {
-            self.enter(conn, Phase::Idle);
+            self.enter(Phase::Idle);
         } else {
             self.finish(conn);
         }
@@ -181,8 +180,9 @@ impl Session {
         let mut hello = self.site.hello.borrow_mut();
         hello.refresh(conn.event_loop().now());
         conn.send(hello.refusal(refusal.status));
+        drop(hello);
         conn.reject(input, refusal.error);
-        self.phase = Phase::Idle;
+        self.enter(Phase::Idle);
     }
 
     /// Refuses what has come so far for what has not. The input that was left is thrown away with
@@ -196,36 +196,6 @@ impl Session {
     /// interest.
     fn finish(&mut self, conn: &Connection) {
         conn.finish();
-        self.phase = Phase::Idle;
-    }
-}
-
-/// # Deadlines
-///
-/// Requests only note when they came. A timer looks at that when the deadline would be due, and if
-/// there is another deadline by then, goes on waiting for that one. So a connection that is in use
-/// sets its timer once a minute and not once a request.
-impl Session {
-    fn enter(&mut self, conn: &Connection, phase: Phase) {
-        self.phase = phase;
-        self.since = conn.event_loop().now();
-    }
-
-    /// When the client will have kept us waiting for too long; `None` in a future too far to count.
-    fn deadline(&self) -> Option<Instant> {
-        let Deadlines { request, idle } = self.site.deadlines;
-        match self.phase {
-            Phase::Head { .. } | Phase::Body { .. } => self.since.checked_add(request),
-            Phase::Idle => self.since.checked_add(idle),
-        }
-    }
-
-    fn watch(&mut self, conn: &Connection) {
-        if let Some(deadline) = self.deadline()
-            && self.next_look.is_none_or(|look| deadline < look)
-        {
-            conn.set_timer(0, deadline.saturating_duration_since(conn.event_loop().now()));
-            self.next_look = Some(deadline);
-        }
+        self.enter(Phase::Idle);
     }
 }

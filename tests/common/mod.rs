@@ -306,6 +306,20 @@ pub fn connect(addr: impl ToSocketAddrs) -> TcpStream {
     stream
 }
 
+/// A connected peer whose kernel takes a little at a time.
+pub fn connect_with_a_small_buffer(address: SocketAddr) -> TcpStream {
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
+    };
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let fd = socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap();
+    setsockopt(&fd, sockopt::RcvBuf, &1).unwrap();
+    connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(address)).unwrap();
+    let stream = TcpStream::from(fd);
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream
+}
+
 /// Everything up to the end of the stream.
 pub fn read_to_end(mut stream: &TcpStream) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
