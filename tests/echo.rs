@@ -7,12 +7,14 @@ mod shim;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 
 use common::program::{Program, binary};
 use common::{Alone, eventually, pattern, read_n, read_to_end};
 use nix::sys::signal::Signal;
+use ruduo::PollerKind;
 use sha2::{Digest, Sha256};
 
 fn hash(bytes: &[u8]) -> String {
@@ -50,6 +52,25 @@ fn a_client_that_shuts_down_its_write_side_at_once_gets_everything() {
             peer.write_all(&sent).unwrap();
             peer.shutdown(Shutdown::Write).unwrap();
             assert_eq!(hash(&read_to_end(&peer).unwrap()), hash(&sent), "{size} bytes");
+        }
+    });
+}
+
+/// The poller is the one that was asked for, whatever the environment says.
+#[test]
+fn the_poller_can_be_chosen() {
+    alone!().env("RUDUO_POLLER", "poll").run(|| {
+        for kind in PollerKind::available() {
+            let name = kind.to_string();
+            let program = Program::serve("echo", &["--poller", &name, "--threads", "1"]);
+            let peer = program.connect();
+            assert_eq!(echo_all(&peer, b"hello"), b"hello");
+            let is_epoll = |fd: &PathBuf| fd.to_string_lossy().contains("[eventpoll]");
+            let instances = program.open_files().filter(is_epoll).count();
+            // One for each of its two loops.
+            assert_eq!(instances, if *kind == PollerKind::Epoll { 2 } else { 0 }, "{kind}");
+            drop(peer);
+            program.ends_well_on(Signal::SIGTERM);
         }
     });
 }

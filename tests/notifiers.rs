@@ -129,6 +129,36 @@ fn b42_no_notification_is_lost() {
     each_poller!().run(|| each_kind(check));
 }
 
+/// Two threads that wake each other in turn: whoever is woken was notified, each time anew.
+#[test]
+fn no_event_comes_without_a_notification() {
+    const ROUNDS: usize = 5_000;
+    let take_turns = |poller: &Poller, notifier: &Notifier, kind| {
+        let (there, round) = (Poller::new().unwrap(), &AtomicUsize::new(0));
+        let other = &there.notifier_with_kind(Token(9), kind).unwrap();
+        let answer = move || {
+            for i in 1..=ROUNDS {
+                assert_eq!(next(&there), READABLE, "{kind}");
+                other.acknowledge();
+                assert_eq!(round.load(Ordering::Acquire), i, "{kind}");
+                notifier.notify().unwrap();
+            }
+            there.delete(other).unwrap();
+        };
+        thread::scope(|scope| {
+            scope.spawn(answer);
+            for i in 1..=ROUNDS {
+                round.store(i, Ordering::Release);
+                other.notify().unwrap();
+                assert_eq!(next(poller), READABLE, "{kind}");
+                notifier.acknowledge();
+            }
+        });
+        assert_eq!(ready_now(poller), [], "{kind}");
+    };
+    each_poller!().run(|| each_kind(take_turns));
+}
+
 #[test]
 fn notifiers_have_their_own_tokens_beside_those_of_sockets() {
     each_poller!().run(|| {

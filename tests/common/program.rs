@@ -131,12 +131,13 @@ impl Program {
     }
 
     pub fn open_sockets(&self) -> usize {
-        let is_socket = |target: PathBuf| target.to_string_lossy().starts_with("socket:");
+        self.open_files().filter(|file| file.to_string_lossy().starts_with("socket:")).count()
+    }
+
+    /// What its descriptors lead to.
+    pub fn open_files(&self) -> impl Iterator<Item = PathBuf> {
         // A descriptor may be closed while we look.
-        self.fds()
-            .filter_map(|fd| std::fs::read_link(fd).ok())
-            .filter(|t| is_socket(t.clone()))
-            .count()
+        self.fds().filter_map(|fd| std::fs::read_link(fd).ok())
     }
 
     fn fds(&self) -> impl Iterator<Item = PathBuf> {

@@ -163,24 +163,44 @@ impl fmt::Debug for Events {
 /// Tells which registered descriptors are ready.
 ///
 /// The [`EventLoop`](crate::EventLoop) is built on it. It works alone too, in the style of mio:
-/// tokens and a batch of events, no callbacks.
+/// tokens and a batch of events, no callbacks. It is used by one thread, which need not be the one
+/// that made it; others reach it by a [`Notifier`].
 ///
 /// ```
 /// use ruduo_reactor::{Events, Interest, Mode, Poller, Ready, Token};
-/// use std::io::Write;
+/// use std::io::{ErrorKind, Read, Write};
 /// use std::os::unix::net::UnixStream;
 ///
-/// let (mut near, far) = UnixStream::pair()?;
+/// let (mut near, mut far) = UnixStream::pair()?;
+/// far.set_nonblocking(true)?;
 /// let poller = Poller::new()?;
-/// poller.add(&far, Token(7), Interest::READ, Mode::Level)?;
-///
-/// near.write_all(b"hello")?;
 /// let mut events = Events::with_capacity(16);
+///
+/// // Register.
+/// poller.add(&far, Token(7), Interest::READ, Mode::Level)?;
+/// near.write_all(b"hello")?;
 /// poller.wait(&mut events, None)?;
 /// for event in events.iter() {
 ///     assert_eq!(event.token, Token(7));
 ///     assert!(event.ready.contains(Ready::READ));
+///     let mut bytes = [0; 64];
+///     match far.read(&mut bytes) {
+///         Ok(0) => println!("the peer has finished"),
+///         Ok(n) => println!("{n} bytes"),
+///         // Told for nothing. That may be, and is no error.
+///         Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+///         Err(e) => return Err(e),
+///     }
 /// }
+///
+/// // Change: another token, another interest, another mode.
+/// poller.modify(&far, Token(8), Interest::WRITE, Mode::OneShot)?;
+/// poller.wait(&mut events, None)?;
+/// assert!(events.iter().all(|event| event.token == Token(8)));
+///
+/// // Deregister, then close.
+/// poller.delete(&far)?;
+/// drop(far);
 /// # std::io::Result::Ok(())
 /// ```
 pub struct Poller {
