@@ -1,0 +1,150 @@
+//! ruduo, as its own README would have it.
+
+mod common;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use common::{ROUND_TRIPS, TASKS, Task, timers};
+use ruduo::{EventLoop, LoopHandle, LoopThread, PostError, TcpServer};
+
+fn main() -> ExitCode {
+    common::run(|task| match task.name.as_str() {
+        "echo" => echo(task),
+        "timers" => timers(),
+        "tasks" => tasks(),
+        "roundtrips" => round_trips(),
+        _ => common::unknown(task),
+    })
+}
+
+fn echo(task: &Task) -> io::Result<()> {
+    let event_loop = EventLoop::new()?;
+    let server = TcpServer::bind(&event_loop, task.address)?
+        .on_message(|conn, input| conn.send_buffer(input))
+        .start()?;
+    common::listening(server.local_addr())?;
+    event_loop.run()
+}
+
+/// What a cancelled timer held is dropped at the end of the turn, so that whole turns have to be
+/// measured; and no program cancels a million timers in one.
+const PER_TURN: u64 = 1_000;
+
+fn timers() -> io::Result<()> {
+    let event_loop = EventLoop::new()?;
+    let ids = Rc::new(RefCell::new(Vec::with_capacity(timers::COUNT as usize)));
+    let added = ids.clone();
+    let add = Phase::begin("add", move |event_loop, i| {
+        added.borrow_mut().push(event_loop.run_after(timers::long(i), |_| {}));
+    });
+    let cancel = |event_loop: &EventLoop| {
+        let cancel = Phase::begin("cancel", move |event_loop, i| {
+            event_loop.cancel(ids.borrow()[i as usize]);
+        });
+        cancel.go_on(event_loop, pair);
+    };
+    event_loop.defer(|event_loop| add.go_on(event_loop, cancel));
+    event_loop.run()
+}
+
+fn pair(event_loop: &EventLoop) {
+    for i in 0..timers::WAITING {
+        event_loop.run_after(timers::long(i), |_| {});
+    }
+    let pair = Phase::begin("add and cancel", |event_loop, i| {
+        let id = event_loop.run_after(timers::long(i), |_| {});
+        event_loop.cancel(id);
+    });
+    pair.go_on(event_loop, fire);
+}
+
+fn fire(event_loop: &EventLoop) {
+    let began = common::cpu_time();
+    let left = Rc::new(Cell::new(timers::COUNT));
+    for i in 0..timers::COUNT {
+        let left = left.clone();
+        event_loop.run_after(timers::short(i), move |event_loop| {
+            left.set(left.get() - 1);
+            if left.get() == 0 {
+                common::each("add and fire", began);
+                event_loop.quit();
+            }
+        });
+    }
+}
+
+/// Something that is done a million times, a thousand a turn.
+struct Phase<S> {
+    name: &'static str,
+    step: S,
+    next: u64,
+    began: Duration,
+}
+
+impl<S: FnMut(&EventLoop, u64) + 'static> Phase<S> {
+    fn begin(name: &'static str, step: S) -> Phase<S> {
+        Phase { name, step, next: 0, began: common::cpu_time() }
+    }
+
+    fn go_on(mut self, event_loop: &EventLoop, then: impl FnOnce(&EventLoop) + 'static) {
+        if self.next == timers::COUNT {
+            common::each(self.name, self.began);
+            return then(event_loop);
+        }
+        for i in self.next..self.next + PER_TURN {
+            (self.step)(event_loop, i);
+        }
+        self.next += PER_TURN;
+        event_loop.defer(|event_loop| self.go_on(event_loop, then));
+    }
+}
+
+thread_local! {
+    static SUM: Cell<u64> = const { Cell::new(0) };
+}
+
+fn tasks() -> io::Result<()> {
+    let event_loop = EventLoop::new()?;
+    let handle = event_loop.handle();
+    let began = Instant::now();
+    let producer = std::thread::spawn(move || -> Result<(), PostError> {
+        for i in 0..TASKS {
+            handle.post(move |_| SUM.set(SUM.get() + i))?;
+        }
+        handle.post(EventLoop::quit)
+    });
+    event_loop.run()?;
+    let took = began.elapsed();
+    producer
+        .join()
+        .map_err(|_| io::Error::other("the posting thread panicked"))?
+        .map_err(io::Error::other)?;
+    common::rate("tasks/s", TASKS, took, SUM.get())
+}
+
+fn round_trips() -> io::Result<()> {
+    let event_loop = EventLoop::new()?;
+    let other = LoopThread::spawn("other", EventLoop::builder(), |_| Ok(()))?;
+    let (here, there) = (event_loop.handle(), other.handle().clone());
+    let began = Instant::now();
+    there_and_back(here, there, ROUND_TRIPS).map_err(io::Error::other)?;
+    event_loop.run()?;
+    common::figure("round trips/s", ROUND_TRIPS as f64 / began.elapsed().as_secs_f64())?;
+    other.join()
+}
+
+fn there_and_back(here: LoopHandle, there: LoopHandle, left: u64) -> Result<(), PostError> {
+    there.clone().post(move |_| {
+        let back = move |event_loop: &EventLoop| {
+            if left == 1 || there_and_back(event_loop.handle(), there, left - 1).is_err() {
+                event_loop.quit();
+            }
+        };
+        // Refused only if the loop here has ended, and then nobody waits.
+        let _ended = here.post(back);
+    })
+}

@@ -1,0 +1,135 @@
+//! The sections: what can be measured. Each makes a record.
+
+mod alone;
+pub(crate) mod ceilings;
+pub(crate) mod counting;
+mod rounds;
+mod serving;
+
+use std::io;
+
+use crate::contestants::{Field, field};
+use crate::process::is_installed;
+use crate::record::{Record, Sample};
+use counting::{Counter, WORK};
+
+/// A section that makes a record, with what the report says of it.
+pub(crate) struct Section {
+    pub(crate) name: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) measure: fn(&Plan) -> io::Result<Record>,
+}
+
+/// In the order in which `all` measures them.
+pub(crate) const SECTIONS: &[Section] = &[
+    Section {
+        name: "pingpong",
+        title: "Ping-pong",
+        about: "Connections x bytes of a message (x messages in flight on each, where it is not \
+                one). The server is bound to one CPU, the client to the other.",
+        measure: serving::pingpong,
+    },
+    Section {
+        name: "churn",
+        title: "Connections that live for one message",
+        about: "Connect, 16 bytes there and back, reset; so many at once.",
+        measure: serving::churn,
+    },
+    Section {
+        name: "idle",
+        title: "Idle connections",
+        about: "How much the server's resident memory grows with each connection, and how much of \
+                that stays when all are closed.",
+        measure: serving::idle,
+    },
+    Section {
+        name: "udp",
+        title: "Datagrams",
+        about: "Sockets x bytes, one datagram in flight on each socket.",
+        measure: serving::udp,
+    },
+    Section {
+        name: "timers",
+        title: "Timers",
+        about: "A million timers: CPU time to add one, to cancel one, to add and cancel one while \
+                10,000 others wait, and from adding one to its callback.",
+        measure: alone::timers,
+    },
+    Section {
+        name: "tasks",
+        title: "Tasks from other threads",
+        about: "Tasks that one thread posts to a loop on another, and round trips between two \
+                loops that share a CPU.",
+        measure: alone::tasks,
+    },
+    Section {
+        name: "http",
+        title: "HTTP",
+        about: "`http_hello` and others answer `GET /` with a short text and the date, driven by \
+                wrk with one thread.",
+        measure: alone::http,
+    },
+    Section {
+        name: "instructions",
+        title: "Instructions",
+        about: "Instructions of user space that one more message, connection or request of 16 bytes \
+                costs the server, counted by callgrind: the difference between little work and \
+                much. Exact, and what to steer by.",
+        measure: |plan| count(plan, Counter::Instructions),
+    },
+    Section {
+        name: "syscalls",
+        title: "System calls",
+        about: "The same in system calls, counted by strace.",
+        measure: |plan| count(plan, Counter::Syscalls),
+    },
+];
+
+/// Where servers run, and where their load comes from.
+const SERVER_CPU: usize = 0;
+const CLIENT_CPU: usize = 1;
+
+/// How to measure, as the command line has it.
+pub(crate) struct Plan {
+    /// Only contestants whose names contain one of these; all, if it is empty.
+    pub(crate) only: Vec<String>,
+    /// How often everybody has a turn, where figures vary.
+    pub(crate) rounds: usize,
+}
+
+impl Plan {
+    fn wants(&self, contestant: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|part| contestant.contains(part))
+    }
+}
+
+/// Counts what each piece of work costs each contestant.
+fn count(plan: &Plan, counter: Counter) -> io::Result<Record> {
+    let mut record = Record { section: counter.section().into(), ..Record::default() };
+    if !is_installed(counter.tool()) {
+        eprintln!("SKIPPED: {}: there is no {} here", counter.section(), counter.tool());
+        return Ok(record);
+    }
+    for work in &WORK {
+        let Field { ready, missing } = field(work.task(), |name| plan.wants(name))?;
+        record.missing(missing);
+        for contestant in &ready {
+            let what = format!("{} per {}", counter.section(), work.name);
+            match counter.slope(contestant, work) {
+                Ok(value) => {
+                    eprintln!("{what}: {} {value:.2}", contestant.name);
+                    record.samples.push(Sample {
+                        case: work.name.into(),
+                        metric: counter.metric().into(),
+                        contestant: contestant.name.into(),
+                        round: 1,
+                        value,
+                    });
+                }
+                Err(e) => record.skipped(contestant.name, &format!("{what}: {e}")),
+            }
+        }
+    }
+    Ok(record)
+}
