@@ -37,7 +37,7 @@
 pub use ruduo_net::{
     Address, Addresses, Buffer, CloseReason, Connection, ConnectionHandle, ConnectionId,
     DecodeError, EncodeError, FrameCodec, Handler, HandlerHandle, Keepalive, LineCodec,
-    ParseAddressError, PeerCredentials, SendError, Server, ServerHandle, TcpClient,
+    ParseAddressError, PeerCredentials, Relay, SendError, Server, ServerHandle, TcpClient,
     TcpListenerBuilder, TcpServer, UnixAddress, UnixListenerBuilder, UnixServer, callbacks,
     handler_fn,
 };

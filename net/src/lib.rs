@@ -20,6 +20,7 @@ mod lender;
 mod limits;
 mod listener;
 mod registry;
+mod relay;
 mod server;
 mod tcp_options;
 mod transport;
@@ -33,6 +34,7 @@ pub use connection::{
 };
 pub use handler::{Handler, handler_fn};
 pub use registry::ConnectionId;
+pub use relay::Relay;
 pub use ruduo_reactor::sys::address::{Address, ParseAddressError, UnixAddress};
 pub use server::{
     Server, ServerHandle, TcpListenerBuilder, TcpServer, UnixListenerBuilder, UnixServer,

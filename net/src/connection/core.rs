@@ -227,15 +227,19 @@ impl Core {
     }
 
     pub(super) fn posted(&self) -> &Arc<Posted> {
-        self.posted.get_or_init(|| {
-            let closed = self.state.borrow().is_ended();
-            Arc::new(Posted::new(self.context.limits.output, closed))
-        })
+        self.posted
+            .get_or_init(|| Arc::new(Posted::new(&self.context.limits, &self.state.borrow())))
+    }
+
+    /// What handles share with us, if there have been any.
+    pub(super) fn made_posted(&self) -> Option<&Arc<Posted>> {
+        self.posted.get()
     }
 
     pub(super) fn close_handles(&self) {
         if let Some(posted) = self.posted.get() {
             posted.close();
+            posted.forget_sources();
         }
     }
 }

@@ -373,6 +373,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         if let Some(crossed) = state.crossed(limits) {
             let pending = state.pending_output();
             drop(state);
+            core.tell_sources(crossed == Crossed::High);
             match crossed {
                 Crossed::High => handler.on_high_water(conn, pending),
                 Crossed::Low => handler.on_low_water(conn),

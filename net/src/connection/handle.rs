@@ -16,7 +16,7 @@ use ruduo_reactor::{EventLoop, LoopHandle};
 
 use super::core::Core;
 use super::operation::{Operation, Outstanding, Payload, Posted};
-use super::output::FileRange;
+use super::output::{FileRange, Outgoing};
 use super::state::Refusal;
 use crate::registry::{Place, Registry};
 use crate::{Buffer, Connection, ConnectionId, Handler};
@@ -104,6 +104,28 @@ impl ConnectionHandle {
     /// As [`send`](ConnectionHandle::send).
     pub fn send_buffer(&self, buffer: Buffer) -> Result<(), SendError> {
         self.submit(Operation::Send(Payload::Buffer(buffer)))
+    }
+
+    /// Sends what is in `input`, as a callback has got it, and leaves it empty: to pass on what
+    /// another connection has received. Like [`send_buffer`](ConnectionHandle::send_buffer), but
+    /// storage that is not needed stays where it is. See
+    /// [`pause_while_above`](ConnectionHandle::pause_while_above).
+    ///
+    /// # Errors
+    /// As [`send`](ConnectionHandle::send); then it is dropped.
+    pub fn send_from(&self, input: &mut Buffer) -> Result<(), SendError> {
+        let queued = self.event_loop.with_local(|event_loop| {
+            let resident = event_loop.local::<Registry>().get(self.place)?;
+            let core = resident.core();
+            if core.has_outstanding() {
+                return None;
+            }
+            Some(core.queue(event_loop, Outgoing::Buffer(input)))
+        });
+        match queued.flatten() {
+            Some(outcome) => Ok(outcome?),
+            None => self.send_buffer(std::mem::take(input)),
+        }
     }
 
     /// Sends bytes that other connections send too, without copying them.
@@ -194,7 +216,15 @@ impl ConnectionHandle {
                 resident.core().perform(event_loop, operation);
             }
         };
-        self.event_loop.post(task).map_err(|_| Refusal::Closed)
+        self.event_loop.post(task).map_err(|_| Refusal::Closed)?;
+        if weight > 0 {
+            self.hold_back_sources();
+        }
+        Ok(())
+    }
+
+    pub(super) fn posted(&self) -> &Arc<Posted> {
+        &self.posted
     }
 
     /// On the loop's own thread, with nothing on its way: the direct path. Gives the operation

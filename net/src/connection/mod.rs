@@ -6,7 +6,8 @@
 //!   [`ConnectionHandle`] everywhere else.
 //!
 //! [`core`] is what they all reach, [`operation`] what can be asked of it, [`output`] the bytes to be
-//! sent, [`deadlines`] how long the peer may keep us waiting, [`reason`] how it ended.
+//! sent, [`deadlines`] how long the peer may keep us waiting, [`throttle`] who has to wait for the peer,
+//! [`reason`] how it ended.
 
 pub(crate) mod core;
 mod credentials;
@@ -17,6 +18,7 @@ mod operation;
 mod output;
 mod reason;
 mod state;
+mod throttle;
 
 use std::fmt;
 use std::fs::File;

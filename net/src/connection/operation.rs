@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use super::output::{FileRange, Outgoing};
+use super::state::State;
+use super::throttle::Sources;
 use crate::Buffer;
+use crate::limits::Limits;
 
 /// What can be asked of a connection.
 pub(super) enum Operation {
@@ -84,16 +87,21 @@ pub(super) struct Posted {
     /// Memory of payloads on their way.
     weight: AtomicUsize,
     pub(super) limit: usize,
+    /// Weight from which on those who send are paused.
+    pub(super) mark: usize,
+    pub(super) sources: Sources,
     closed: AtomicBool,
 }
 
 impl Posted {
-    pub(super) fn new(limit: usize, closed: bool) -> Posted {
+    pub(super) fn new(limits: &Limits, state: &State) -> Posted {
         Posted {
             operations: AtomicU32::new(0),
             weight: AtomicUsize::new(0),
-            limit,
-            closed: AtomicBool::new(closed),
+            limit: limits.output,
+            mark: limits.low_water,
+            sources: Sources::new(state.is_above_high()),
+            closed: AtomicBool::new(state.is_ended()),
         }
     }
 

@@ -351,6 +351,11 @@ impl State {
         self.status.contains(Status::BLOCKED)
     }
 
+    /// Whether output went above the high-water mark and has not come down to the low one.
+    pub(crate) fn is_above_high(&self) -> bool {
+        self.status.contains(Status::ABOVE_HIGH)
+    }
+
     /// Whether the output's length has crossed a mark: the high one only if the kernel takes no
     /// more, for until it was asked nobody knows that the peer is slow. Coming down to the low one
     /// also means that input left over may be delivered again.

@@ -1,0 +1,168 @@
+//! Pausing those who send faster than a connection's peer takes it.
+//!
+//! ```text
+//!   source ──reads──▶ program ──sends──▶ on its way to ──▶ output ──▶ the peer
+//!                                        another loop
+//!     ▲                                       │               │
+//!     └── paused while more than the low mark ┘               │
+//!     └── paused from the high mark on until the low one ─────┘
+//! ```
+//!
+//! Each of the two is one pause, among those that the program may have made itself. What it paused it
+//! resumes, exactly: sources that join meanwhile are paused too, and at the connection's end all go
+//! on.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ruduo_reactor::EventLoop;
+
+use super::core::Core;
+use super::handle::ConnectionHandle;
+use super::operation::Posted;
+
+/// Who is to be paused for a connection; shared by all its handles.
+#[derive(Debug, Default)]
+pub(super) struct Sources(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    all: Vec<ConnectionHandle>,
+    /// Present while the output is above its mark.
+    above: Option<Held>,
+    /// Too much is on its way, and who sends it has been paused until it has arrived.
+    is_flooded: bool,
+}
+
+/// Sources that have been paused, until this is dropped.
+#[derive(Debug)]
+struct Held(Vec<ConnectionHandle>);
+
+impl Held {
+    /// Under the lock, so that no resume comes before its pause: neither takes a lock of ours, nor
+    /// calls the program.
+    fn hold(sources: &[ConnectionHandle]) {
+        for source in sources {
+            // An error says that it is over.
+            let _ = source.pause_reading();
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for source in &self.0 {
+            let _ = source.resume_reading();
+        }
+    }
+}
+
+impl Sources {
+    pub(super) fn new(is_above: bool) -> Sources {
+        let above = is_above.then(|| Held(Vec::new()));
+        Sources(Mutex::new(Known { above, ..Known::default() }))
+    }
+
+    fn with<R>(&self, f: impl FnOnce(&mut Known) -> R) -> R {
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Posted {
+    /// One more source. Not if the connection is over: nobody would resume it.
+    fn add_source(&self, source: &ConnectionHandle) {
+        self.sources.with(|known| {
+            if self.is_closed() {
+                return;
+            }
+            known.all.retain(|source| !source.is_closed());
+            known.all.push(source.clone());
+            if let Some(Held(held)) = &mut known.above {
+                Held::hold(std::slice::from_ref(source));
+                held.push(source.clone());
+            }
+        });
+    }
+
+    /// The output has crossed its high mark.
+    fn above(&self) {
+        self.sources.with(|known| {
+            Held::hold(&known.all);
+            known.above = Some(Held(known.all.clone()));
+        });
+    }
+
+    /// The output has come down to its low mark.
+    fn below(&self) {
+        let held = self.sources.with(|known| known.above.take());
+        drop(held);
+    }
+
+    /// The connection is over, and `close` has been called.
+    pub(super) fn forget_sources(&self) {
+        let known = self.sources.with(std::mem::take);
+        drop(known);
+    }
+
+    /// Whoever sends is to be paused. `None` if they are, or if there is nobody.
+    fn begin_flood(&self) -> Option<Held> {
+        self.sources.with(|known| {
+            if known.is_flooded || known.all.is_empty() {
+                return None;
+            }
+            known.is_flooded = true;
+            Held::hold(&known.all);
+            Some(Held(known.all.clone()))
+        })
+    }
+}
+
+impl Core {
+    /// The output has crossed a mark: upwards, or down.
+    pub(super) fn tell_sources(&self, is_above: bool) {
+        match self.made_posted() {
+            Some(posted) if is_above => posted.above(),
+            Some(posted) => posted.below(),
+            None => {}
+        }
+    }
+}
+
+impl ConnectionHandle {
+    /// Pauses reading on this connection whenever more than the high-water mark waits on `other`
+    /// ([`water_marks`](crate::Server::water_marks)), until only the low one does: for who passes
+    /// on what this one receives. From any thread, whatever loops the two are on. If they are on
+    /// two, it pauses also while more than the low mark is on its way from the one to the other.
+    ///
+    /// These pauses count with those of the program: reading goes on when all have ended. Neither
+    /// end of one of the two keeps the other from going on. It cannot be undone otherwise.
+    ///
+    /// ```
+    /// # use ruduo_net::{Connection, ConnectionHandle};
+    /// /// From now on `conn` sends its input to `other`, and the other way round.
+    /// fn join(conn: &Connection, other: &ConnectionHandle) {
+    ///     conn.handle().pause_while_above(other);
+    ///     other.pause_while_above(&conn.handle());
+    /// }
+    /// ```
+    pub fn pause_while_above(&self, other: &ConnectionHandle) {
+        other.posted().add_source(self);
+    }
+
+    /// After something has been posted: if much is on its way, its sources wait until it has
+    /// arrived. This is posted behind it.
+    pub(super) fn hold_back_sources(&self) {
+        let posted = self.posted();
+        if posted.weight() <= posted.mark {
+            return;
+        }
+        if let Some(held) = posted.begin_flood() {
+            let posted: Arc<Posted> = posted.clone();
+            let arrived = move |_: &EventLoop| {
+                posted.sources.with(|known| known.is_flooded = false);
+                drop(held);
+            };
+            // If the loop has ended, the task is dropped here, and they go on.
+            let _ = self.event_loop().post(arrived);
+        }
+    }
+}
