@@ -130,9 +130,15 @@ fn whoever_has_much_to_do_leaves_others_their_turns() {
         let (socket, mut peer) = (datagrams(&program), program.connect());
         peer.write_all(b"ping").unwrap();
         assert_eq!(read_n(&peer, 4), b"ping");
+        let state_is = |state: &str| {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", program.pid())).unwrap();
+            stat.contains(state)
+        };
+        eventually("it waits", || state_is(") S "));
         let earlier = program.log().len();
 
         program.signal(Signal::SIGSTOP);
+        eventually("it is stopped", || state_is(") T "));
         (0..DATAGRAMS).for_each(|i| assert_eq!(socket.send(&[i as u8]).unwrap(), 1));
         peer.write_all(b"ping").unwrap();
         program.signal(Signal::SIGCONT);

@@ -15,8 +15,8 @@
 //! 5. Spurious readiness is allowed. A `WouldBlock` after an event is nothing.
 //! 6. `delete` comes before the descriptor is closed. epoll(7) keeps watching a closed descriptor
 //!    while a duplicate of it lives, in a forked child for example, and then nobody can remove it.
-//! 7. Timeouts round up and survive `Duration::MAX`. `wait` may return early and empty (a signal),
-//!    never late by rounding.
+//! 7. Timeouts round up and survive `Duration::MAX`. `wait` may return early and empty (after a
+//!    signal, for example), never late by rounding.
 //! 8. A notifier made by the poller ends a `wait` in progress, or else the next one, from any
 //!    thread; everything else is done by the one thread that waits. A notifier has a descriptor of
 //!    its own, by which `delete` knows it: where the kernel needs none for it (EVFILT_USER), that
@@ -303,7 +303,7 @@ impl Poller {
     }
 
     /// Waits until something is ready, a notifier is used or `timeout` (`None`: for ever) is over,
-    /// and replaces the contents of `events`. A signal ends the wait early, with no events.
+    /// and replaces the contents of `events`. A wait may end early, with no events: a signal does that.
     ///
     /// # Errors
     /// None that a correct program meets; what the kernel says otherwise.

@@ -107,12 +107,13 @@ impl Backend for Poll {
 
     fn wait(&self, events: &mut Vec<RawEvent>, timeout: Option<Duration>) -> io::Result<()> {
         events.clear();
-        let table = &mut *self.table.borrow_mut();
-        // A rest that is over ends the wait early, with no event.
-        let rest = table.end_rests()?;
-        let timeout = [timeout, rest].into_iter().flatten().min();
-        let ready = poll::wait(&mut table.list, timeout)?;
-        table.collect(ready, events);
+        let closed = self.table.borrow_mut().wait(events, timeout)?;
+        for fd in closed {
+            log::error!(
+                "descriptor {fd} was closed while a poller watched it, and is not watched any \
+                 more; delete it from its poller before you close it"
+            );
+        }
         Ok(())
     }
 
@@ -150,8 +151,27 @@ impl Table {
         Ok(())
     }
 
+    /// Returns the descriptors that turned out to be closed.
+    fn wait(
+        &mut self,
+        events: &mut Vec<RawEvent>,
+        timeout: Option<Duration>,
+    ) -> io::Result<Vec<RawFd>> {
+        // A rest that is over ends the wait early, with no event.
+        let rest = self.end_rests()?;
+        let timeout = [timeout, rest].into_iter().flatten().min();
+        let ready = poll::wait(&mut self.list, timeout)?;
+        let closed = self.collect(ready, events);
+        for fd in &closed {
+            // Every wait from now on would return at once, or the number's next owner be taken
+            // for this one.
+            self.remove(*fd)?;
+        }
+        Ok(closed)
+    }
+
     /// Turns the kernel's answers into events, as many as there is room for.
-    fn collect(&mut self, mut ready: usize, events: &mut Vec<RawEvent>) {
+    fn collect(&mut self, mut ready: usize, events: &mut Vec<RawEvent>) -> Vec<RawFd> {
         let mut closed = Vec::new();
         // If they do not all fit, the next batch begins with the first that did not.
         let first = std::mem::take(&mut self.first);
@@ -181,15 +201,7 @@ impl Table {
                 Mode::OneShot => self.list[place].fd = silent(self.list[place].fd),
             }
         }
-        for fd in closed {
-            // Every wait from now on would return at once, or the next owner of the number be
-            // taken for the last one.
-            log::error!(
-                "descriptor {fd} was closed while a poller watched it, and is not watched any \
-                 more; delete it from its poller before you close it"
-            );
-            let _ = self.remove(fd);
-        }
+        closed
     }
 
     fn rest(&mut self, place: usize) {
