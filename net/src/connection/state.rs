@@ -431,10 +431,12 @@ impl State {
         self.store(CloseReason::WriteFailed(error));
     }
 
-    /// Ends now, for a reason of our own. Output not yet sent is dropped.
+    /// Ends now, for a reason of our own. Output not yet sent is dropped, and then the peer must not
+    /// take what it has for everything, unless the program has chosen that.
     pub(crate) fn end(&mut self, reason: CloseReason) {
         self.status.insert(Status::AT_ONCE);
-        if matches!(reason, CloseReason::Reset | CloseReason::WriteFailed(_)) {
+        let cut = !self.output.is_empty() && !matches!(reason, CloseReason::Closed);
+        if cut || matches!(reason, CloseReason::Reset | CloseReason::WriteFailed(_)) {
             self.status.insert(Status::RESETS);
         }
         self.store(reason);
