@@ -11,12 +11,12 @@
 //! - **oneshot**: after an event the poller is silent about its descriptor until the interest is
 //!   set again.
 //!
-//! In each of them an event may be of no use: by the time we look, or because it was for the
-//! last owner of a token's place. Reading then says `WouldBlock`, and that is no error.
+//! In each of them what an event tells of may be gone when we look. Reading then says
+//! `WouldBlock`, and that is no error.
 
 mod common;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::ExitCode;
@@ -131,7 +131,7 @@ struct Echo {
     connections: HashMap<Token, Connection>,
     next_token: u64,
     /// Those that were left before `WouldBlock`, which an edge does not repeat.
-    unfinished: Vec<Token>,
+    unfinished: BTreeSet<Token>,
     /// When to accept again after there was no room for a connection.
     accept_at: Option<Instant>,
     /// Told to stop: when those go that are still here.
@@ -188,7 +188,7 @@ impl Echo {
             datagrams,
             connections: HashMap::new(),
             next_token: FIRST_CONNECTION,
-            unfinished: Vec::new(),
+            unfinished: BTreeSet::new(),
             accept_at: None,
             stop_at: None,
             stop,
@@ -310,7 +310,7 @@ impl Echo {
     fn left_early(&mut self, token: Token) -> io::Result<()> {
         if self.mode == Mode::Edge || self.stop_at.is_some() {
             log::debug!("{token:?} goes on later");
-            self.unfinished.push(token);
+            self.unfinished.insert(token);
         }
         self.rearm(token)
     }

@@ -94,9 +94,9 @@ fn measure(
     let (to_here, to_there) = (here.notifier.clone(), there.notifier.clone());
     let origin = Instant::now();
     let now = || origin.elapsed().as_nanos() as u64;
-    // A round that is not measured any more tells the answering thread to end.
+    // The last notification tells the answering thread to end.
     let (stamp, end) = (AtomicU64::new(0), AtomicBool::new(false));
-    let (elapsed, mut latencies) = thread::scope(|scope| {
+    let ((done, elapsed), mut latencies) = thread::scope(|scope| {
         let answer = || -> io::Result<Vec<u64>> {
             let mut latencies = Vec::new();
             loop {
@@ -104,29 +104,32 @@ fn measure(
                 if end.load(Ordering::Acquire) {
                     return Ok(latencies);
                 }
-                latencies.push(now().saturating_sub(stamp.load(Ordering::Acquire)));
+                if latencies.len() < SAMPLES {
+                    latencies.push(now().saturating_sub(stamp.load(Ordering::Acquire)));
+                }
                 to_here.notify()?;
             }
         };
         let answering = scope.spawn(answer);
-        let mut ask = || -> io::Result<Duration> {
-            let start = Instant::now();
-            for _ in 0..rounds {
+        let mut ask = || -> io::Result<(u32, Duration)> {
+            let (mut done, start) = (0, Instant::now());
+            while done < rounds {
                 stamp.store(now(), Ordering::Release);
                 to_there.notify()?;
                 // It answers, or it has failed and says why when it is joined.
                 while !here.wait_for(ANSWER)? && !answering.is_finished() {}
+                done += 1;
                 if stop.load(Ordering::Relaxed) || answering.is_finished() {
                     break;
                 }
             }
-            Ok(start.elapsed())
+            Ok((done, start.elapsed()))
         };
-        let elapsed = ask();
+        let asked = ask();
         end.store(true, Ordering::Release);
         to_there.notify()?;
         let latencies = answering.join().map_err(|_| io::Error::other("a thread panicked"))??;
-        io::Result::Ok((elapsed?, latencies))
+        io::Result::Ok((asked?, latencies))
     })?;
     latencies.sort_unstable();
     let percentile = |p: usize| {
@@ -134,9 +137,12 @@ fn measure(
         latencies.get(index).map_or(f64::NAN, |nanos| *nanos as f64 / 1_000.0)
     };
     // There and back.
-    let per_second = 2.0 * latencies.len() as f64 / elapsed.as_secs_f64();
+    let per_second = 2.0 * f64::from(done) / elapsed.as_secs_f64();
     Ok(Measured { per_second, median: percentile(50), p99: percentile(99) })
 }
+
+/// Latencies that are kept, of each kind: the first ones. More would tell little more.
+const SAMPLES: usize = 1_000_000;
 
 /// How long to wait for an answer before looking whether the other thread is still there.
 const ANSWER: Duration = Duration::from_secs(1);

@@ -14,6 +14,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use bare_loop::{Dropped, FEW_TURNS, REPEATS, Record, pair, run, tells_edges, turns_in_a_while};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ruduo::{Channel, Event, EventLoop, Interest, Mode, Ready, Source, Token};
 
 /// Reads what is there, at most `n` bytes.
@@ -479,5 +480,39 @@ fn a_removed_source_is_not_called_at_the_end_of_the_turn() {
         });
         run(&event_loop);
         assert_eq!(seen.take(), []);
+    });
+}
+
+/// Each of five thousand pairs sends a byte there and back, and leaves.
+#[test]
+fn b67_a_loop_with_ten_thousand_descriptors() {
+    const PAIRS: usize = 5_000;
+    each_poller!().run(|| {
+        let limits = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, limits.1.min(11_000), limits.1).unwrap();
+        let event_loop = EventLoop::new().unwrap();
+        let answers = Record::new();
+        for _ in 0..PAIRS {
+            let (mut near, far) = pair();
+            near.write_all(b"x").unwrap();
+            let echo = |event_loop: &EventLoop, mut far: &UnixStream, event: Event| {
+                far.write_all(&read(far, 1)).unwrap();
+                event_loop.deregister(event.token);
+            };
+            let answers = answers.clone();
+            let answered = move |event_loop: &EventLoop, near: &UnixStream, event: Event| {
+                answers.push(read(near, 1));
+                event_loop.deregister(event.token);
+                if answers.len() == PAIRS {
+                    event_loop.quit();
+                }
+            };
+            event_loop.register(Channel::new(far, Interest::READ, echo)).unwrap();
+            event_loop.register(Channel::new(near, Interest::READ, answered)).unwrap();
+        }
+        run(&event_loop);
+        assert!(answers.take().iter().all(|answer| answer == b"x"));
+        drop(event_loop);
+        setrlimit(Resource::RLIMIT_NOFILE, limits.0, limits.1).unwrap();
     });
 }

@@ -343,6 +343,27 @@ fn b67_ten_thousand_descriptors() {
     });
 }
 
+#[test]
+fn a_limit_below_what_is_watched_is_an_error_that_says_so() {
+    alone!().on_poller(PollerKind::Poll).run(|| {
+        let poller = Poller::new().unwrap();
+        let (near, far) = pair();
+        for fd in [&near, &far] {
+            poller.add(fd, Token(1), Interest::READ, Mode::Level).unwrap();
+        }
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 1, hard).unwrap();
+        let outcome = poller.wait(&mut Events::with_capacity(1), Some(Duration::ZERO));
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.contains("ulimit -n"), "{error}");
+        assert_eq!(ready_now(&poller), []);
+        for fd in [&near, &far] {
+            poller.delete(fd).unwrap();
+        }
+    });
+}
+
 /// A mistake of the program, which the kernel cannot tell from its successor in every case.
 #[test]
 fn a_descriptor_closed_while_it_is_watched_is_told_of_once() {

@@ -86,7 +86,9 @@ pub enum Mode {
     /// stops early.
     #[default]
     Level,
-    /// When it becomes ready. The reader must read until `WouldBlock`.
+    /// When it becomes ready. The reader must read until `WouldBlock`. With [`PollerKind::Poll`],
+    /// whose kernel interface tells no edges, an event may come a millisecond late, and again, a
+    /// thousand times a second at most, while the reader leaves it as it is.
     Edge,
     /// Once; then not again until the interest is set anew.
     OneShot,

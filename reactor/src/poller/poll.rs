@@ -160,7 +160,7 @@ impl Table {
         // A rest that is over ends the wait early, with no event.
         let rest = self.end_rests()?;
         let timeout = [timeout, rest].into_iter().flatten().min();
-        let ready = poll::wait(&mut self.list, timeout)?;
+        let ready = poll::wait(&mut self.list, timeout).map_err(explain)?;
         let closed = self.collect(ready, events);
         for fd in &closed {
             // Every wait from now on would return at once, or the number's next owner be taken
@@ -235,6 +235,18 @@ impl Table {
 
     fn forget_rest(&mut self, fd: RawFd) {
         self.resting.retain(|entry| entry.fd != fd);
+    }
+}
+
+/// The one error that a program can bring about.
+fn explain(e: io::Error) -> io::Error {
+    match e.raw_os_error() {
+        Some(libc::EINVAL) => io::Error::new(
+            e.kind(),
+            "waiting with poll: more descriptors are watched than the process may open, for the \
+             limit has been lowered; raise it (`ulimit -n`), or use another poller",
+        ),
+        _ => e,
     }
 }
 
