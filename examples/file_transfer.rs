@@ -39,8 +39,10 @@ Usage: file_transfer [FILE] [--way WAY] [--listen ADDRESS] [--threads N]
   --linger SECONDS  how long a peer that has the file may take to end [5]
   --help            this text
 
-To receive: nc 127.0.0.1 2021 </dev/null >copy. SIGINT (Ctrl-C) and SIGTERM stop it; files that are on
-their way then have 60 seconds to arrive. RUST_LOG=debug tells of each connection.";
+To receive: nc 127.0.0.1 2021 </dev/null >copy
+
+SIGINT (Ctrl-C) and SIGTERM stop it; files on their way then have 60 seconds to arrive.
+RUST_LOG=debug tells of each connection.";
 
 #[derive(Clone, Copy)]
 enum Way {
