@@ -65,9 +65,14 @@ pub(crate) fn figure(name: &str, value: f64) -> io::Result<()> {
 
 /// Tells the kit what one of a million timers has cost since `began`, in nanoseconds of CPU time.
 pub(crate) fn each(name: &str, began: Duration) {
+    each_of(name, began, timers::COUNT);
+}
+
+/// The same for another number of them.
+pub(crate) fn each_of(name: &str, began: Duration, count: u64) {
     let spent = cpu_time().saturating_sub(began);
     // Nobody listens only if the kit is gone, and then this process ends too.
-    let _gone = figure(name, spent.as_nanos() as f64 / timers::COUNT as f64);
+    let _gone = figure(name, spent.as_nanos() as f64 / count as f64);
 }
 
 /// Tells the kit how many of the numbered tasks were done in a second. Their numbers' sum says

@@ -30,7 +30,7 @@ enum Program {
     /// A program of this package.
     Own(&'static str),
     /// A program of this package that needs the feature `peers`, and a word for how it is to run.
-    Peer(&'static str),
+    Peer { program: &'static str, manner: &'static str },
     /// An example of the library.
     Example(&'static str),
     /// A source file in `servers/native`, and the libraries that it needs.
@@ -54,19 +54,31 @@ pub(crate) const CONTESTANTS: &[Contestant] = {
             does: &[Echo, Udp, Timers, Tasks, RoundTrips],
         },
         Contestant { name: RUDUO, program: Example("http_hello"), does: &[Http] },
-        Contestant { name: "mio", program: Peer("bench-mio"), does: &[Echo, Udp] },
+        Contestant {
+            name: "mio",
+            program: Peer { program: "bench-mio", manner: "" },
+            does: &[Echo, Udp],
+        },
         Contestant {
             name: "calloop",
-            program: Peer("bench-calloop"),
+            program: Peer { program: "bench-calloop", manner: "" },
             does: &[Echo, Timers, Tasks, RoundTrips],
         },
         Contestant {
             name: "tokio",
-            program: Peer("bench-tokio"),
+            program: Peer { program: "bench-tokio", manner: "" },
             does: &[Echo, Udp, Timers, Tasks, RoundTrips],
         },
-        Contestant { name: "tokio threads", program: Peer("bench-tokio-threads"), does: &[Echo] },
-        Contestant { name: "monoio", program: Peer("bench-monoio"), does: &[Echo] },
+        Contestant {
+            name: "tokio threads",
+            program: Peer { program: "bench-tokio", manner: "-threads" },
+            does: &[Echo],
+        },
+        Contestant {
+            name: "monoio",
+            program: Peer { program: "bench-monoio", manner: "" },
+            does: &[Echo],
+        },
         Contestant {
             name: "libevent",
             program: Native {
@@ -86,8 +98,16 @@ pub(crate) const CONTESTANTS: &[Contestant] = {
             program: Native { source: "asio.cpp", needs: "-lpthread", package: "libasio-dev" },
             does: &[Echo, Timers, Tasks, RoundTrips],
         },
-        Contestant { name: "hyper", program: Peer("bench-hyper"), does: &[Http] },
-        Contestant { name: "may_minihttp", program: Peer("bench-may-minihttp"), does: &[Http] },
+        Contestant {
+            name: "hyper",
+            program: Peer { program: "bench-hyper", manner: "" },
+            does: &[Http],
+        },
+        Contestant {
+            name: "may_minihttp",
+            program: Peer { program: "bench-may-minihttp", manner: "" },
+            does: &[Http],
+        },
     ]
 };
 
@@ -141,6 +161,9 @@ impl Program {
         const ANY_PORT: &str = "127.0.0.1:0";
         match self {
             Program::Example(_) => vec!["--listen".into(), ANY_PORT.into()],
+            Program::Peer { manner, .. } => {
+                vec![format!("{task:?}{manner}").to_lowercase(), ANY_PORT.into()]
+            }
             _ => vec![format!("{task:?}").to_lowercase(), ANY_PORT.into()],
         }
     }
@@ -153,9 +176,9 @@ impl Program {
                 cargo(&target, &["-p", "ruduo-bench", "--bin", name])?;
                 Ok(release.join(name))
             }
-            Program::Peer(name) => {
-                cargo(&target, &["-p", "ruduo-bench", "--features", "peers", "--bin", name])?;
-                Ok(release.join(name))
+            Program::Peer { program, .. } => {
+                cargo(&target, &["-p", "ruduo-bench", "--features", "peers", "--bin", program])?;
+                Ok(release.join(program))
             }
             Program::Example(name) => {
                 cargo(&target, &["-p", "ruduo", "--example", name])?;

@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// How long a program may take to start or to end. Valgrind is slow.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What runs around a contestant.
 pub(crate) enum Around {
@@ -128,7 +128,10 @@ impl Process {
                 }
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
                 Err(RecvTimeoutError::Timeout) => {
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, "no sign of life"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "no sign of life for 15 seconds",
+                    ));
                 }
             }
         }

@@ -111,10 +111,14 @@ fn count(plan: &Plan, counter: Counter) -> io::Result<Record> {
         eprintln!("SKIPPED: {}: there is no {} here", counter.section(), counter.tool());
         return Ok(record);
     }
+    let mut out = Vec::new();
     for work in &WORK {
         let Field { ready, missing } = field(work.task(), |name| plan.wants(name))?;
         record.missing(missing);
         for contestant in &ready {
+            if out.contains(&contestant.name) {
+                continue;
+            }
             let what = format!("{} per {}", counter.section(), work.name);
             match counter.slope(contestant, work) {
                 Ok(value) => {
@@ -127,7 +131,11 @@ fn count(plan: &Plan, counter: Counter) -> io::Result<Record> {
                         value,
                     });
                 }
-                Err(e) => record.skipped(contestant.name, &format!("{what}: {e}")),
+                // What the tool cannot follow once it cannot follow at all.
+                Err(e) => {
+                    record.skipped(contestant.name, &format!("{what}: {e}"));
+                    out.push(contestant.name);
+                }
             }
         }
     }
