@@ -35,16 +35,16 @@
 //! [`docs/architecture.md`](https://docs.rs/crate/ruduo/latest/source/docs/architecture.md).
 
 pub use ruduo_net::{
-    Address, Addresses, Buffer, CloseReason, Connection, ConnectionHandle, ConnectionId,
-    DecodeError, EncodeError, FrameCodec, Handler, HandlerHandle, Keepalive, LineCodec,
-    ParseAddressError, PeerCredentials, Relay, SendError, Server, ServerHandle, TcpClient,
-    TcpListenerBuilder, TcpServer, UnixAddress, UnixListenerBuilder, UnixServer, callbacks,
-    handler_fn,
+    Address, Addresses, Buffer, CloseReason, ClosedCounts, Connection, ConnectionHandle,
+    ConnectionId, DecodeError, EncodeError, FrameCodec, Handler, HandlerHandle, Keepalive,
+    LineCodec, ParseAddressError, PeerCredentials, RefusedCounts, Relay, SendError, Server,
+    ServerHandle, ServerMetrics, TcpClient, TcpListenerBuilder, TcpServer, UnixAddress,
+    UnixListenerBuilder, UnixServer, callbacks, handler_fn,
 };
 pub use ruduo_reactor::{
-    Channel, Event, EventLoop, EventLoopBuilder, Events, Interest, LoopHandle, LoopPool,
-    LoopPoolBuilder, LoopThread, Mode, Notifier, NotifierKind, PanicPolicy, Panicked, Placement,
-    Poller, PollerKind, PostError, Ready, Signal, SignalId, Source, TimerId, Token,
+    Channel, Event, EventLoop, EventLoopBuilder, Events, Interest, LoopHandle, LoopMetrics,
+    LoopPool, LoopPoolBuilder, LoopThread, Mode, Notifier, NotifierKind, PanicPolicy, Panicked,
+    Placement, Poller, PollerKind, PostError, Ready, Signal, SignalId, Source, TimerId, Token,
 };
 
 /// The README's code is compiled too.

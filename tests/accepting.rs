@@ -64,7 +64,7 @@ fn serve_telling(
 fn end(running: Running) {
     running.server.stop(Duration::ZERO);
     running.server.wait().unwrap();
-    assert_eq!(running.server.connections(), 0);
+    assert_eq!(running.server.metrics().open, 0);
 }
 
 // Peers that are gone when they are accepted.
@@ -169,7 +169,7 @@ fn b09_loops_that_have_ended_are_passed_over() {
             drop(peer);
             assert_eq!(within(&callbacks), "close closed by the peer");
         }
-        assert_eq!((running.server.accepted(), running.server.lost()), (7, 0));
+        assert_eq!((running.server.metrics().accepted, running.server.metrics().lost), (7, 0));
         end(running);
     });
 }
@@ -182,9 +182,9 @@ fn b09_without_any_loop_connections_are_closed_and_counted() {
         kill_one_loop(&running, &callbacks);
         for lost in 1..=3 {
             assert_eq!(read_to_end(&running.connect()).unwrap(), b"");
-            assert_eq!(running.server.lost(), lost);
+            assert_eq!(running.server.metrics().lost, lost);
         }
-        assert_eq!(running.server.connections(), 0);
+        assert_eq!(running.server.metrics().open, 0);
         end(running);
         assert_eq!(callbacks.try_iter().count(), 0);
     });
@@ -204,7 +204,7 @@ fn b09_a_connection_on_its_way_to_a_loop_that_quits_is_opened_and_closed() {
         // The worker is to quit, and before it does so a connection is placed on it.
         let held = hold(&worker, EventLoop::quit);
         let second = running.connect();
-        eventually("it is accepted", || running.server.accepted() == 2);
+        eventually("it is accepted", || running.server.metrics().accepted == 2);
         drop(hold(running.event_loop(), |_| {}));
         drop(held);
         let mut last: Vec<_> = (0..3).map(|_| within(&callbacks)).collect();
@@ -214,7 +214,7 @@ fn b09_a_connection_on_its_way_to_a_loop_that_quits_is_opened_and_closed() {
         for peer in [first, second] {
             assert_eq!(read_to_end(&peer).unwrap(), b"");
         }
-        assert_eq!(running.server.lost(), 0);
+        assert_eq!(running.server.metrics().lost, 0);
         end(running);
         assert_eq!(callbacks.try_iter().count(), 0);
     });
@@ -251,7 +251,7 @@ fn b10_closing_inside_on_connect_is_one_connect_and_one_close() {
                     assert!(within(&callbacks).starts_with("connect"));
                     assert_eq!(within(&callbacks), reason);
                 }
-                assert_eq!(running.server.accepted(), 3);
+                assert_eq!(running.server.metrics().accepted, 3);
                 end(running);
                 assert_eq!(callbacks.try_iter().count(), 0);
             }

@@ -50,9 +50,9 @@ fn hold(event_loop: &LoopHandle) -> Sender<()> {
 fn turns_in(event_loop: &LoopHandle, time: Duration) -> u64 {
     let (send, receive) = mpsc::channel();
     let measure = move |event_loop: &EventLoop| {
-        let before = event_loop.turns();
+        let before = event_loop.metrics().turns;
         event_loop.run_after(time, move |event_loop| {
-            send.send(event_loop.turns() - before).unwrap();
+            send.send(event_loop.metrics().turns - before).unwrap();
         });
     };
     event_loop.post(measure).unwrap();
@@ -118,7 +118,10 @@ fn b01_without_descriptors_the_established_connections_go_on_and_the_rest_is_ref
             assert_echoes(&established);
         }
         finish_turn(running.event_loop());
-        assert_eq!((running.server.accepted(), running.server.refused()), (4, 17));
+        assert_eq!(
+            (running.server.metrics().accepted, running.server.metrics().refused.total()),
+            (4, 17)
+        );
         assert_one_log_line("ulimit -n");
 
         // The refused ones' descriptors come free, and the next ones are served.
@@ -127,7 +130,10 @@ fn b01_without_descriptors_the_established_connections_go_on_and_the_rest_is_ref
             peers.push(running.connect());
         }
         peers.iter().for_each(assert_echoes);
-        assert_eq!((running.server.accepted(), running.server.refused()), (9, 17));
+        assert_eq!(
+            (running.server.metrics().accepted, running.server.metrics().refused.total()),
+            (9, 17)
+        );
         drop(shortage);
     });
 }
@@ -138,7 +144,10 @@ fn b01_a_shortage_that_passes_costs_nobody_a_connection() {
     each_poller!().under(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", fault]).run(|| {
         let running = serve(echo);
         assert_echoes(&running.connect());
-        assert_eq!((running.server.accepted(), running.server.refused()), (1, 0));
+        assert_eq!(
+            (running.server.metrics().accepted, running.server.metrics().refused.total()),
+            (1, 0)
+        );
         assert_one_log_line("Too many open files (os error 24) (check 'ulimit -n')");
     });
 }
@@ -162,7 +171,7 @@ fn b08_a_spare_descriptor_that_was_snatched_is_replaced_when_there_are_some_agai
             finish_turn(running.event_loop());
             assert_echoes(&running.connect());
             // What closes later would end the next shortage.
-            eventually("it is closed", || running.server.connections() == 0);
+            eventually("it is closed", || running.server.metrics().open == 0);
             finish_turn(running.event_loop());
         }
     });
@@ -197,7 +206,7 @@ fn b08_another_thread_that_takes_every_free_descriptor_does_not_make_the_loop_sp
         finish_turn(running.event_loop());
         assert_echoes(&running.connect());
         let refused = peers.iter().filter(|peer| is_refused(peer)).count() as u64;
-        eventually("all are counted", || running.server.refused() == refused);
+        eventually("all are counted", || running.server.metrics().refused.total() == refused);
         assert_one_log_line("ulimit -n");
     });
 }
@@ -211,7 +220,10 @@ fn assert_shortage_is_survived(message: &str) {
     assert!(turns_in(running.event_loop(), A_WHILE) < FEW_TURNS);
     assert_echoes(&established);
     assert_one_log_line(message);
-    assert_eq!((running.server.accepted(), running.server.refused()), (1, 0));
+    assert_eq!(
+        (running.server.metrics().accepted, running.server.metrics().refused.total()),
+        (1, 0)
+    );
     drop(waiting);
 }
 
@@ -244,7 +256,10 @@ fn assert_served_after_all(is_logged: bool) {
     let peers: Vec<_> = (0..3).map(|_| running.connect()).collect();
     peers.iter().for_each(assert_echoes);
     let server = &running.server;
-    assert_eq!((server.accepted(), server.refused(), server.lost()), (3, 0, 0));
+    assert_eq!(
+        (server.metrics().accepted, server.metrics().refused.total(), server.metrics().lost),
+        (3, 0, 0)
+    );
     assert_eq!(take_logs().len(), usize::from(is_logged));
 }
 

@@ -199,7 +199,7 @@ fn b26_back_pressure_comes_before_the_limit() {
         let (mut sent, start) = (0, Instant::now());
         let first = loop {
             // Each is received as a message of its own.
-            if server.server.bytes_received() == sent as u64 {
+            if server.server.metrics().received == sent as u64 {
                 peer.write_all(&pattern(MESSAGE)).unwrap();
                 sent += MESSAGE;
             }
@@ -262,7 +262,7 @@ fn b27_output_beyond_the_limit_closes_with_the_reason() {
         let (_, pending) = within(&told);
         assert!((LIMIT / 2..=LIMIT).contains(&pending), "{pending} bytes were accepted");
         assert_eq!(this.closed(), format!("OutputFull {{ limit: {LIMIT} }}"));
-        let discarded = this.server.server.bytes_discarded();
+        let discarded = this.server.server.metrics().discarded;
         assert_eq!(discarded as usize, 100 * 64 * 1024 - pending, "all the others are counted");
         drop(peer);
     });
@@ -284,7 +284,7 @@ fn b27_try_send_says_full_and_changes_nothing() {
         let (accepted, pending) = within(&told);
         assert_eq!(accepted, pending);
         assert!((LIMIT / 2..=LIMIT).contains(&pending), "{pending} bytes were accepted");
-        assert_eq!(this.server.server.bytes_discarded(), 0);
+        assert_eq!(this.server.server.metrics().discarded, 0);
         let expected = pattern(64 * 1024).repeat(accepted / (64 * 1024));
         assert!(read_n(&peer, accepted) == expected);
         this.conn.send("still open").unwrap();
@@ -360,7 +360,7 @@ fn b30_sending_on_write_complete_takes_turns_with_the_others() {
             TcpServer::bind(event_loop, "127.0.0.1:0")?
                 .on_connect(|conn| conn.send("x"))
                 .on_write_complete(move |conn| {
-                    tell.send(conn.event_loop().turns()).unwrap();
+                    tell.send(conn.event_loop().metrics().turns).unwrap();
                     conn.send("x");
                 })
                 .on_message(|_, input| input.clear())

@@ -138,6 +138,6 @@ fn ipv6_serves_ipv4_too_unless_told_otherwise() {
         // Mostly nobody is there, but another process may listen on this port of IPv4.
         let _refused = TcpStream::connect(("127.0.0.1", port));
         assert_told(&TcpStream::connect(("::1", port)).unwrap());
-        assert_eq!(only_v6.server.accepted(), 1);
+        assert_eq!(only_v6.server.metrics().accepted, 1);
     });
 }

@@ -40,7 +40,7 @@ fn level_is_reported_as_long_as_it_holds() {
         let bytes = seen.clone();
         let handler = move |event_loop: &EventLoop, far: &UnixStream, event: Event| {
             assert_eq!(event.ready, Ready::READ);
-            bytes.push((event_loop.turns(), read(far, 1)));
+            bytes.push((event_loop.metrics().turns, read(far, 1)));
         };
         event_loop.register(Channel::new(far, Interest::READ, handler)).unwrap();
         assert!(turns_in_a_while(&event_loop) < FEW_TURNS);
@@ -72,7 +72,7 @@ fn an_edge_is_reported_once_and_each_new_one_again() {
         assert!(seen.iter().all(|ready| *ready == Ready::READ) && !seen.is_empty());
         if tells_edges() {
             assert_eq!(seen.len(), 1);
-            assert!(event_loop.turns() < FEW_TURNS);
+            assert!(event_loop.metrics().turns < FEW_TURNS);
         }
     });
 }
@@ -92,7 +92,7 @@ fn one_shot_is_reported_once_until_its_interest_is_set_again() {
         let calls = seen.clone();
         event_loop.run_after(bare_loop::A_WHILE, move |event_loop| {
             assert_eq!(calls.len(), 1);
-            assert!(event_loop.turns() < FEW_TURNS);
+            assert!(event_loop.metrics().turns < FEW_TURNS);
             event_loop.set_interest(token, Interest::READ).unwrap();
             quit_soon(event_loop);
         });
@@ -128,7 +128,7 @@ fn interest_is_turned_off_and_on_again() {
         run(&event_loop);
         let both = Ready::READ | Ready::WRITE;
         assert_eq!(seen.take(), [both, Ready::READ, Ready::WRITE, both]);
-        assert!(event_loop.turns() < FEW_TURNS);
+        assert!(event_loop.metrics().turns < FEW_TURNS);
     });
 }
 
@@ -146,7 +146,7 @@ fn called_in_one_batch(act: fn(&EventLoop, Token)) -> usize {
         let (turns, tokens) = (turns.clone(), Rc::clone(&tokens));
         let handler = move |event_loop: &EventLoop, far: &UnixStream, _: Event| {
             _ = read(far, 1);
-            turns.push(event_loop.turns());
+            turns.push(event_loop.metrics().turns);
             if turns.len() == 1 {
                 act(event_loop, tokens.get()[1 - i]);
             }
@@ -204,7 +204,7 @@ fn b37_the_next_owner_of_a_descriptor_number_gets_nothing_of_the_old() {
             let (tokens, new_far) = (Rc::clone(&tokens), Rc::clone(&new_far));
             let other = Rc::clone(&sockets[1 - i]);
             let handler = move |event_loop: &EventLoop, _: &Rc<UnixStream>, event: Event| {
-                old.push(event_loop.turns());
+                old.push(event_loop.metrics().turns);
                 event_loop.deregister(event.token);
                 assert!(event_loop.deregister(tokens.get()[1 - i]));
                 // SAFETY: `other` owns the number before and after; only what it names changes.
@@ -282,7 +282,7 @@ fn a_hang_up_nobody_waits_for_is_reported_once() {
         let (event_loop, token, seen) = hang_up(false);
         let before = seen.clone();
         event_loop.run_after(bare_loop::A_WHILE, move |event_loop| {
-            assert!(event_loop.turns() < FEW_TURNS);
+            assert!(event_loop.metrics().turns < FEW_TURNS);
             assert_eq!(before.take(), [Ready::HANGUP]);
             // What the peer left is still there for whoever asks.
             event_loop.set_interest(token, Interest::READ).unwrap();
@@ -422,7 +422,7 @@ struct Told {
 
 impl Told {
     fn note(&self, event_loop: &EventLoop, what: &'static str) {
-        self.seen.push((what, event_loop.turns()));
+        self.seen.push((what, event_loop.metrics().turns));
     }
 }
 

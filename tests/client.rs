@@ -183,7 +183,7 @@ fn a_connection_may_end_before_it_has_begun() {
             });
         });
         event_loop.run().unwrap();
-        assert_eq!(event_loop.panics(), 0);
+        assert_eq!(event_loop.metrics().panics, 0);
         assert_eq!(*reason.borrow(), "the event loop ended");
         for _ in 0..2 {
             let far = listener.accept().unwrap().0;

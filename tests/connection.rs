@@ -284,7 +284,8 @@ fn b15_a_firehose_takes_turns_with_the_others() {
                 .read_size(4096)
                 .on_message(move |conn, input| {
                     let is_firehose = input.readable()[0] == b'x';
-                    tell.send((is_firehose, input.len(), conn.event_loop().turns())).unwrap();
+                    tell.send((is_firehose, input.len(), conn.event_loop().metrics().turns))
+                        .unwrap();
                     input.clear();
                 })
                 .start()

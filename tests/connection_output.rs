@@ -254,7 +254,7 @@ fn failing_send(alone: Alone, call: &str, error: &'static str, send: fn(&Connect
             conn.send("discarded");
         });
         this.let_turn();
-        assert_eq!(this.server.server.bytes_discarded(), 9);
+        assert_eq!(this.server.server.metrics().discarded, 9);
         drop(peer);
         assert_eq!(within(&this.told), Told::HalfClose);
         assert_eq!(this.closed(), format!("WriteFailed({error})"));
@@ -323,7 +323,7 @@ fn b28_what_is_sent_after_shutdown_is_refused_and_counted() {
         });
         assert_eq!(within(&told), [Err(SendError::Closed); 4]);
         assert_eq!(read_to_end(&peer).unwrap(), b"before");
-        assert_eq!(this.server.server.bytes_discarded(), 10, "1 to 8, and 2 of the file");
+        assert_eq!(this.server.server.metrics().discarded, 10, "1 to 8, and 2 of the file");
         drop(peer);
         assert_eq!(within(&this.told), Told::WriteComplete);
         assert_eq!(within(&this.told), Told::HalfClose);
@@ -344,7 +344,7 @@ fn b28_what_is_sent_after_close_is_refused_and_counted() {
         });
         assert_eq!(within(&told), [Err(SendError::Closed); 2]);
         assert_eq!(this.closed(), "Closed");
-        assert_eq!(this.server.server.bytes_discarded(), 5);
+        assert_eq!(this.server.server.metrics().discarded, 5);
         assert_eq!(read_to_end(&peer).unwrap(), b"");
 
         // From another thread, once it is over.
@@ -384,6 +384,6 @@ fn b28_what_is_sent_from_on_close_goes_nowhere() {
         peer.write_all(b"x").unwrap();
         assert_eq!(within(&told), [Err(SendError::Closed); 2]);
         assert_eq!(read_to_end(&peer).unwrap(), b"");
-        assert_eq!(server.server.bytes_discarded(), 5);
+        assert_eq!(server.server.metrics().discarded, 5);
     });
 }

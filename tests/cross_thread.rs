@@ -154,7 +154,7 @@ fn b29_send_then_shutdown_from_another_thread_loses_nothing() {
         assert!(read_to_end(&peer).unwrap() == bytes, "not what was sent");
         drop(peer);
         assert_eq!(within(&ended), "ShutDown");
-        assert_eq!(running.server.bytes_discarded(), 0);
+        assert_eq!(running.server.metrics().discarded, 0);
     });
 }
 
@@ -316,7 +316,7 @@ fn b29_output_beyond_the_limit_closes_and_leaves_no_hole() {
         });
         peer.write_all(b"!").unwrap();
         assert_eq!(within(&ended), "OutputFull { limit: 65536 }");
-        assert!(running.server.bytes_discarded() >= 40_000);
+        assert!(running.server.metrics().discarded >= 40_000);
         // What came, if anything, is a beginning of what was sent.
         let whole = [b"begin ".as_slice(), &[b'1'; 40_000]].concat();
         if let Ok(bytes) = read_to_end(&peer) {

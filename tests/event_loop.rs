@@ -107,7 +107,7 @@ fn b40_quit_before_run_is_not_lost() {
             let event_loop = EventLoop::new().unwrap();
             quit(&event_loop);
             run(&event_loop);
-            assert!(event_loop.turns() <= 1, "{} turns", event_loop.turns());
+            assert!(event_loop.metrics().turns <= 1, "{} turns", event_loop.metrics().turns);
             assert!(event_loop.handle().is_ended());
         }
     });

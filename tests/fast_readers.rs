@@ -31,7 +31,7 @@ impl Handler for Session {
     }
     fn on_write_complete(&mut self, conn: &Connection<'_>) {
         if let Some(piece) = &self.piece {
-            self.completed_in.push(conn.event_loop().turns());
+            self.completed_in.push(conn.event_loop().metrics().turns);
             conn.send_shared(piece.clone());
         }
     }

@@ -107,7 +107,7 @@ fn output_is_taken_until_the_end_begins() {
             serve(|event_loop| TcpServer::bind(event_loop, "127.0.0.1:0")?.serve(|_| Asks));
         let answer = read_to_end(&running.connect()).unwrap();
         assert!(answer.starts_with(b"1+"), "{answer:?}");
-        assert_eq!(running.server.bytes_discarded(), 0);
+        assert_eq!(running.server.metrics().discarded, 0);
     });
 }
 
@@ -179,6 +179,6 @@ fn before_the_loop_runs_its_time_is_that_of_the_clock() {
             event_loop.quit();
         });
         event_loop.run().unwrap();
-        assert_eq!(event_loop.panics(), 0);
+        assert_eq!(event_loop.metrics().panics, 0);
     });
 }

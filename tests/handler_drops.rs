@@ -152,7 +152,7 @@ fn start(counts: &Arc<Counts>) -> Running {
 
 fn panics(running: &Running) -> u64 {
     let (send, receive) = channel();
-    let look = move |event_loop: &EventLoop| send.send(event_loop.panics()).unwrap();
+    let look = move |event_loop: &EventLoop| send.send(event_loop.metrics().panics).unwrap();
     running.event_loop().post(look).unwrap();
     within(&receive)
 }
@@ -169,7 +169,7 @@ fn ends_once(command: u8, expected_panics: u64) {
     neighbour.write_all(b"e").unwrap();
     assert_eq!(read_n(&neighbour, 4), b"echo");
     assert_eq!(panics(&running), expected_panics);
-    assert_eq!(running.server.connections(), 1);
+    assert_eq!(running.server.metrics().open, 1);
     over(running, &counts, 2);
 }
 

@@ -96,7 +96,7 @@ fn b29_what_a_thread_sends_after_its_shutdown_is_discarded_and_counted() {
         this.conn.send("after").unwrap();
         drop(held);
         assert_eq!(read_to_end(&peer).unwrap(), b"before");
-        assert_eq!(this.server.server.bytes_discarded(), 5);
+        assert_eq!(this.server.server.metrics().discarded, 5);
     });
 }
 
@@ -191,6 +191,6 @@ fn b29_handles_may_race_with_the_connections_end() {
                 sender.join().unwrap();
             }
         }
-        eventually("all are closed", || server.server.connections() == 0);
+        eventually("all are closed", || server.server.metrics().open == 0);
     });
 }

@@ -225,7 +225,7 @@ fn b41_values_that_use_the_loop_when_dropped_may_sit_anywhere() {
         let peers = everywhere(&event_loop, &counts);
         let placed = counts.made.load(Ordering::Relaxed);
         run(&event_loop);
-        assert_eq!(event_loop.panics(), 0);
+        assert_eq!(event_loop.metrics().panics, 0);
         let (made, dropped) = (&counts.made, &counts.dropped);
         assert_eq!(dropped.load(Ordering::Relaxed), made.load(Ordering::Relaxed));
         assert!(counts.inside.load(Ordering::Relaxed) >= placed);

@@ -53,7 +53,7 @@ fn b45_a_panic_in_a_task_ends_that_task() {
             event_loop.defer(note(&seen, "last"));
             run(&event_loop);
             assert_eq!(seen.take(), ["deferred", "last"]);
-            assert_eq!(event_loop.panics(), 2);
+            assert_eq!(event_loop.metrics().panics, 2);
         },
     );
 }
@@ -79,7 +79,7 @@ fn b45_a_panic_in_a_timer_ends_that_timer() {
             run(&event_loop);
             let seen = seen.take();
             assert_eq!(seen.iter().filter(|what| **what == "same batch").count(), 1);
-            assert_eq!(event_loop.panics(), 2);
+            assert_eq!(event_loop.metrics().panics, 2);
         },
     );
 }
@@ -93,7 +93,7 @@ fn b45_a_panic_in_a_handler_ends_that_channel() {
             let (near, far) = readable();
             let seen = seen.clone();
             let handler = move |event_loop: &EventLoop, _: &_, event: Event| {
-                seen.push((i, event_loop.turns()));
+                seen.push((i, event_loop.metrics().turns));
                 assert!(i != 1, "boom");
                 event_loop.deregister(event.token);
             };
@@ -102,7 +102,7 @@ fn b45_a_panic_in_a_handler_ends_that_channel() {
         });
         assert!(turns_in_a_while(&event_loop) < FEW_TURNS);
         assert_eq!(seen.take(), [(0, 1), (1, 1), (2, 1)]);
-        assert_eq!(event_loop.panics(), 1);
+        assert_eq!(event_loop.metrics().panics, 1);
         drop(peers);
     });
 }
@@ -147,7 +147,7 @@ fn b45_a_panic_in_a_signal_handler_ends_that_handler() {
         raise(Signal::SIGUSR1).unwrap();
         run(&event_loop);
         assert_eq!(seen.take(), ["second", "second"]);
-        assert_eq!(event_loop.panics(), 1);
+        assert_eq!(event_loop.metrics().panics, 1);
     });
 }
 
@@ -181,7 +181,7 @@ fn b45_a_panic_in_a_drop_ends_nothing_else() {
         event_loop.run_after(Duration::from_millis(1), last);
         run(&event_loop);
         assert_eq!(seen.take(), ["went on"]);
-        assert_eq!(event_loop.panics(), 5);
+        assert_eq!(event_loop.metrics().panics, 5);
         drop(near);
     });
 }
@@ -193,7 +193,7 @@ fn b45_what_a_panic_carries_may_panic_too() {
         event_loop.defer(|_| panic_any(Mine));
         event_loop.defer(EventLoop::quit);
         run(&event_loop);
-        assert_eq!(event_loop.panics(), 1);
+        assert_eq!(event_loop.metrics().panics, 1);
     });
 }
 
@@ -243,7 +243,7 @@ fn trapped(trap: &'static str) -> Vec<&'static str> {
     event_loop.register(Channel::from_source(source, Interest::READ)).unwrap();
     run(&event_loop);
     assert!(watch.upgrade().is_none());
-    assert_eq!(event_loop.panics(), 1);
+    assert_eq!(event_loop.metrics().panics, 1);
     seen.take()
 }
 
@@ -282,8 +282,8 @@ fn b45_a_source_that_panics_when_told_of_its_panic_is_removed() {
             let channel = Channel::from_source(Rc::new(Hopeless(far)), Interest::READ);
             event_loop.register(channel).unwrap();
             run(&event_loop);
-            assert!(event_loop.turns() < FEW_TURNS);
-            assert_eq!(event_loop.panics(), 2);
+            assert!(event_loop.metrics().turns < FEW_TURNS);
+            assert_eq!(event_loop.metrics().panics, 2);
             drop(near);
         },
     );

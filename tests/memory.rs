@@ -285,11 +285,11 @@ fn b20_buffers_shrink_when_a_burst_of_input_is_consumed() {
         });
         let data: Arc<[u8]> = vec![0; MESSAGE].into();
         let peers: Vec<_> = (0..8).map(|_| server.connect()).collect();
-        eventually("all are connected", || server.server.accepted() == 8);
+        eventually("all are connected", || server.server.metrics().accepted == 8);
         assert_gives_back(server.event_loop(), || {
             peers.iter().for_each(|mut peer| peer.write_all(&data[1..]).unwrap());
             let total = peers.len() as u64 * (MESSAGE as u64 - 1);
-            eventually("all is received", || server.server.bytes_received() == total);
+            eventually("all is received", || server.server.metrics().received == total);
             for mut peer in &peers {
                 peer.write_all(&data[..1]).unwrap();
                 assert_eq!(read_n(peer, 1), b"!");

@@ -233,7 +233,11 @@ fn a_loop_calls_back_beside_its_sockets() {
             });
             run(&event_loop);
             other.join().unwrap();
-            assert!(event_loop.turns() < FEW_TURNS, "{kind}: {} turns", event_loop.turns());
+            assert!(
+                event_loop.metrics().turns < FEW_TURNS,
+                "{kind}: {} turns",
+                event_loop.metrics().turns
+            );
             let mut seen = seen.take();
             seen.sort_unstable();
             assert_eq!(seen, ["notifier", "notifier", "notifier", "socket"], "{kind}");
@@ -311,7 +315,7 @@ fn b45_a_panic_ends_the_notifier_and_nothing_else() {
         let again = bad.clone();
         event_loop.run_after(Duration::from_millis(1), move |_| again.notify().unwrap());
         turns_in_a_while(&event_loop);
-        assert_eq!((event_loop.panics(), dropped.len(), calls.len()), (1, 1, 1));
+        assert_eq!((event_loop.metrics().panics, dropped.len(), calls.len()), (1, 1, 1));
     });
 }
 

@@ -28,7 +28,7 @@ fn assert_echoes(mut stream: &TcpStream) {
 
 fn panics(event_loop: &LoopHandle) -> u64 {
     let (send, receive) = mpsc::channel();
-    event_loop.post(move |event_loop| send.send(event_loop.panics()).unwrap()).unwrap();
+    event_loop.post(move |event_loop| send.send(event_loop.metrics().panics).unwrap()).unwrap();
     within(&receive)
 }
 
@@ -41,7 +41,7 @@ fn assert_contained(at: At) {
         assert_eq!(play.end_of(Role::Actor), reason);
         // What had been sent before may arrive, and input not received makes the end a reset.
         let _ = read_to_end(&play.actor);
-        eventually("the connection is gone", || play.running.server.connections() == 1);
+        eventually("the connection is gone", || play.running.server.metrics().open == 1);
         assert_echoes(&play.other);
         if threads == 0 {
             assert_eq!(panics(play.running.event_loop()), 1);
@@ -149,7 +149,7 @@ fn b45_a_panic_in_the_factory_ends_that_connection_only() {
         drop(first);
         assert_eq!(within(&ends), "closed by the peer");
         assert_eq!(within(&ends), "closed by the peer");
-        eventually("all are closed", || running.server.connections() == 0);
+        eventually("all are closed", || running.server.metrics().open == 0);
         assert!(ends.try_recv().is_err());
     });
 }
@@ -228,7 +228,7 @@ fn b45_a_loop_whose_own_factory_could_not_be_made_takes_no_connections() {
         for lost in 1..=3 {
             assert_echoes(&running.connect());
             assert_eq!(read_to_end(&running.connect()).unwrap(), b"");
-            eventually("it is counted", || running.server.lost() == lost);
+            eventually("it is counted", || running.server.metrics().lost == lost);
         }
         running.server.stop(Duration::ZERO);
         running.server.wait().unwrap();

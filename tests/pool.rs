@@ -49,7 +49,7 @@ fn a_loop_thread_starts_runs_tasks_and_joins() {
         let thread = LoopThread::spawn("first", EventLoop::builder(), |event_loop| {
             // Its loop is there, and this is its thread.
             assert!(event_loop.handle().is_loop_thread());
-            event_loop.defer(|event_loop| assert_eq!(event_loop.turns(), 1));
+            event_loop.defer(|event_loop| assert_eq!(event_loop.metrics().turns, 1));
             Ok(())
         })
         .unwrap();

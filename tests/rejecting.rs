@@ -177,7 +177,7 @@ fn what_the_callback_sends_before_and_after_it_arrives() {
         let talk = sessions.talk(&[b"!", b"!"]);
         assert_eq!(talk.answers, b"please, no bangs");
         assert_eq!((talk.messages.len(), talk.reason), (1, rejected(0, "a bang")));
-        assert_eq!(sessions.running.server.bytes_discarded(), 0);
+        assert_eq!(sessions.running.server.metrics().discarded, 0);
     });
 }
 
@@ -293,7 +293,7 @@ fn assert_gets_its_answers(sessions: &Sessions, answers: usize) {
         peer.write_all(&piece).unwrap();
     }
     let all = (MORE * MIB) as u64 + 1;
-    eventually("everything is received", || sessions.running.server.bytes_received() == all);
+    eventually("everything is received", || sessions.running.server.metrics().received == all);
     let grown = memory("VmRSS").saturating_sub(before);
     assert!(grown < answers + 16 * MIB, "{grown} bytes more");
     assert!(read_to_end(&peer).unwrap() == pattern(answers));

@@ -207,7 +207,7 @@ fn b26_between_a_fast_and_a_slow_peer_little_waits() {
                     client.shutdown(Shutdown::Write).unwrap();
                 });
                 // Until nothing moves any more.
-                let moved = || server.server.bytes_received();
+                let moved = || server.server.metrics().received;
                 eventually("the relay has to wait", || {
                     let before = moved();
                     thread::sleep(Duration::from_millis(50));
@@ -245,7 +245,7 @@ fn b26_little_is_on_its_way_to_a_loop_that_is_busy() {
                 write(client, vec![b'x'; LEN]);
                 client.shutdown(Shutdown::Write).unwrap();
             });
-            let moved = || server.server.bytes_received() as usize;
+            let moved = || server.server.metrics().received as usize;
             eventually("it waits", || {
                 let before = moved();
                 thread::sleep(Duration::from_millis(50));

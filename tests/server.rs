@@ -288,13 +288,16 @@ fn connections_beyond_the_maximum_are_refused_until_one_closes() {
         for _ in 0..3 {
             assert_eq!(read_to_end(&running.connect()).unwrap(), b"");
         }
-        assert_eq!((server.refused(), server.accepted(), server.connections()), (3, 2, 2));
+        assert_eq!(
+            (server.metrics().refused.total(), server.metrics().accepted, server.metrics().open),
+            (3, 2, 2)
+        );
 
         drop(first);
-        eventually("the closed connection is counted", || server.connections() == 1);
+        eventually("the closed connection is counted", || server.metrics().open == 1);
         assert_echoes(&running.connect());
         assert_echoes(&second);
-        assert_eq!((server.refused(), server.accepted()), (3, 3));
+        assert_eq!((server.metrics().refused.total(), server.metrics().accepted), (3, 3));
     });
 }
 
@@ -412,20 +415,20 @@ fn a_server_counts_connections_and_bytes() {
                 })
                 .start()
         });
-        assert_eq!((server.connections(), server.accepted()), (0, 0));
+        assert_eq!((server.metrics().open, server.metrics().accepted), (0, 0));
         let peers = [connect(server.local_addr()), connect(server.local_addr())];
-        eventually("both are open", || server.connections() == 2);
+        eventually("both are open", || server.metrics().open == 2);
         for peer in &peers {
             write(peer, "hello");
             assert_eq!(read_to_end(peer).unwrap(), b"hello!");
         }
         drop(peers);
-        eventually("both are closed", || server.connections() == 0);
-        assert_eq!(server.accepted(), 2);
-        assert_eq!(server.bytes_received(), 10);
-        assert_eq!(server.bytes_sent(), 12);
-        assert_eq!(server.bytes_discarded(), 16);
-        assert_eq!((server.refused(), server.lost()), (0, 0));
+        eventually("both are closed", || server.metrics().open == 0);
+        assert_eq!(server.metrics().accepted, 2);
+        assert_eq!(server.metrics().received, 10);
+        assert_eq!(server.metrics().sent, 12);
+        assert_eq!(server.metrics().discarded, 16);
+        assert_eq!((server.metrics().refused.total(), server.metrics().lost), (0, 0));
     });
 }
 
@@ -470,7 +473,7 @@ fn assert_service_survives(harm: fn(&EventLoop)) {
         assert_eq!(read_line(peer), "ruduo-1");
         assert_echoes(peer);
     }
-    assert_eq!((running.server.connections(), running.server.lost()), (6, 0));
+    assert_eq!((running.server.metrics().open, running.server.metrics().lost), (6, 0));
 
     // A server with a dead loop can still be stopped.
     running.server.stop(Duration::ZERO);

@@ -128,7 +128,7 @@ fn until_the_deadline_old_connections_work_and_new_ones_do_not() {
         assert_echoes(&peer);
         let error = TcpStream::connect(running.addr()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        assert_eq!(running.server.connections(), 1);
+        assert_eq!(running.server.metrics().open, 1);
         peer.shutdown(Shutdown::Write).unwrap();
         expect(&callbacks, "closed by the peer");
         running.server.wait().unwrap();
@@ -197,7 +197,7 @@ fn wait_returns_when_connections_and_threads_are_gone() {
         drop(peers);
         waiting.join().unwrap().unwrap();
         assert!(running.server.is_ended());
-        assert_eq!(running.server.connections(), 0);
+        assert_eq!(running.server.metrics().open, 0);
         assert!(loops.iter().all(LoopHandle::is_ended));
         assert_eq!(callbacks.try_iter().count(), 2);
         // Nothing to wait for.
@@ -265,14 +265,14 @@ fn a_stop_amid_a_flood_of_connections_ends_them_all() {
             let connect = |_| TcpStream::connect(address).ok();
             (0..).map_while(connect).take(2000).collect::<Vec<_>>()
         });
-        eventually("the flood has begun", || running.server.accepted() >= 20);
+        eventually("the flood has begun", || running.server.metrics().accepted >= 20);
         running.server.stop(Duration::ZERO);
         running.server.wait().unwrap();
         // All that were accepted had their callbacks; those that still queued were reset.
         let connected = connected.load(Ordering::Relaxed);
         assert_eq!(connected, closed.load(Ordering::Relaxed));
-        assert_eq!(connected, running.server.accepted());
-        assert_eq!((running.server.connections(), running.server.lost()), (0, 0));
+        assert_eq!(connected, running.server.metrics().accepted);
+        assert_eq!((running.server.metrics().open, running.server.metrics().lost), (0, 0));
         for peer in flood.join().unwrap() {
             peer.set_read_timeout(Some(DEADLINE)).unwrap();
             // The kernel forgets a handshake that the end of the listener interrupts, and the peer
@@ -304,7 +304,7 @@ fn a_loop_that_ends_closes_the_connections_and_ends_the_server() {
                 assert_eq!(read_to_end(peer).unwrap(), b"");
             }
             waiting.join().unwrap().unwrap();
-            assert_eq!(running.server.connections(), 0);
+            assert_eq!(running.server.metrics().open, 0);
             running.server.stop(Duration::ZERO);
         }
     });
@@ -388,7 +388,7 @@ fn a_server_on_the_threads_of_another_loop_ends_with_its_own() {
             assert_eq!(read_to_end(peer).unwrap(), b"");
         }
         guest.server.wait().unwrap();
-        eventually("all are closed", || guest.server.connections() == 0);
+        eventually("all are closed", || guest.server.metrics().open == 0);
         pool.join().unwrap();
         host.join().unwrap();
     });

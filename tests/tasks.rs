@@ -52,7 +52,7 @@ fn tasks_of_callbacks_run_in_this_turn_and_tasks_of_tasks_in_the_next() {
         let seen = Record::new();
         let note = |what: &'static str| {
             let seen = seen.clone();
-            move |event_loop: &EventLoop| seen.push((what, event_loop.turns()))
+            move |event_loop: &EventLoop| seen.push((what, event_loop.metrics().turns))
         };
         let (mut near, far) = pair();
         near.write_all(b"x").unwrap();
@@ -260,7 +260,7 @@ impl Watched {
 
     fn turns(&self) -> u64 {
         let (turns, answer) = mpsc::channel();
-        let tell = move |event_loop: &EventLoop| turns.send(event_loop.turns()).unwrap();
+        let tell = move |event_loop: &EventLoop| turns.send(event_loop.metrics().turns).unwrap();
         self.event_loop.handle().post(tell).unwrap();
         within(&answer)
     }
@@ -350,7 +350,7 @@ fn a_wakeup_is_over_when_it_has_been_seen() {
             });
             run(&event_loop);
             poster.join().unwrap();
-            let turns = event_loop.turns();
+            let turns = event_loop.metrics().turns;
             assert!(turns < FEW_TURNS, "{kind:?}: {turns} turns");
         }
     });

@@ -43,7 +43,7 @@ pub(crate) fn serve(server: Server<'_>) -> io::Result<ServerHandle> {
         .on_half_close(|_conn| {})
         .start()?;
     let counted = server.clone();
-    log_throughput(event_loop, "chargen", move || counted.bytes_sent());
+    log_throughput(event_loop, "chargen", move || counted.metrics().sent);
     Ok(server)
 }
 

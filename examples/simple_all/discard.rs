@@ -11,6 +11,6 @@ pub(crate) fn serve(server: Server<'_>) -> io::Result<ServerHandle> {
     let event_loop = server.event_loop();
     let server = server.on_message(|_conn, input| input.clear()).start()?;
     let counted = server.clone();
-    log_throughput(event_loop, "discard", move || counted.bytes_received());
+    log_throughput(event_loop, "discard", move || counted.metrics().received);
     Ok(server)
 }

@@ -38,6 +38,8 @@ pub(crate) trait Acceptance {
     fn accepted(&self, event_loop: &EventLoop, socket: OwnedFd, peer: Address);
     /// A connection was refused for want of descriptors.
     fn refused(&self);
+    /// Accepting pauses.
+    fn paused(&self);
 }
 
 /// A listening socket on a loop.
@@ -74,7 +76,7 @@ impl Acceptor {
     }
 
     fn next_burst(&self, event_loop: &EventLoop) -> u32 {
-        let turn = event_loop.turns();
+        let turn = event_loop.metrics().turns;
         let in_a_row = self.last_turn.replace(turn) + 1 == turn;
         let burst = if in_a_row { (self.burst.get() * 2).min(MAX_BURST) } else { 1 };
         self.burst.set(burst);
@@ -160,6 +162,7 @@ impl Acceptor {
             log::warn!("pausing a listener: {e}");
             return;
         }
+        self.acceptance.paused();
         event_loop.run_after(PAUSE, move |event_loop| {
             // The listener may be gone by now; then there is nothing to resume.
             let _ = event_loop.set_interest(token, Interest::READ);

@@ -3,12 +3,13 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use ruduo_reactor::EventLoop;
 
+use crate::CloseReason;
 use crate::lender::Lender;
 use crate::limits::Limits;
+use crate::metrics::Counters;
 use crate::registry::Registry;
 
 /// Each connection has one pointer to it.
@@ -25,21 +26,6 @@ pub(crate) struct Context {
 }
 
 type Continuation = Box<dyn FnOnce(&EventLoop)>;
-
-/// Bytes moved by one loop. Only that loop adds to them, so it needs no read-modify-write.
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) received: AtomicU64,
-    pub(crate) sent: AtomicU64,
-    /// Sent by the program to connections it had shut or closed before.
-    pub(crate) discarded: AtomicU64,
-}
-
-/// Adds to a counter that no other thread writes to.
-#[inline]
-pub(crate) fn add(counter: &AtomicU64, n: usize) {
-    counter.store(counter.load(Ordering::Relaxed) + n as u64, Ordering::Relaxed);
-}
 
 impl Context {
     pub(crate) fn new(
@@ -63,7 +49,8 @@ impl Context {
         self.open.set(self.open.get() + 1);
     }
 
-    pub(crate) fn closed(&self, event_loop: &EventLoop) {
+    pub(crate) fn closed(&self, event_loop: &EventLoop, reason: &CloseReason) {
+        self.counters.closed(reason);
         self.open.set(self.open.get() - 1);
         (self.on_closed)(event_loop);
         self.check_empty(event_loop);

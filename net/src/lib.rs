@@ -19,6 +19,7 @@ mod handler;
 mod lender;
 mod limits;
 mod listener;
+mod metrics;
 mod registry;
 mod relay;
 mod server;
@@ -33,6 +34,7 @@ pub use connection::{
     CloseReason, Connection, ConnectionHandle, HandlerHandle, PeerCredentials, SendError,
 };
 pub use handler::{Handler, handler_fn};
+pub use metrics::{ClosedCounts, RefusedCounts, ServerMetrics};
 pub use registry::ConnectionId;
 pub use relay::Relay;
 pub use ruduo_reactor::sys::address::{Address, ParseAddressError, UnixAddress};

@@ -15,7 +15,8 @@ pub(crate) struct Watch {
     threshold: Duration,
     /// When the callback that runs now began.
     since: Cell<Instant>,
-    longest: Cell<Duration>,
+    longest: Cell<Longest>,
+    slow_callbacks: Cell<u64>,
     last_line: Cell<Option<Instant>>,
     /// Callbacks that were too slow and got no line.
     unreported: Cell<u64>,
@@ -33,7 +34,8 @@ impl Watch {
         (threshold < Duration::MAX).then(|| Watch {
             threshold,
             since: Cell::new(Instant::now()),
-            longest: Cell::default(),
+            longest: Cell::new(Longest::new(Instant::now())),
+            slow_callbacks: Cell::default(),
             last_line: Cell::default(),
             unreported: Cell::default(),
         })
@@ -60,10 +62,9 @@ impl Watch {
     pub(crate) fn lap(&self, what: impl FnOnce() -> String) {
         let now = Instant::now();
         let took = now.duration_since(self.since.replace(now));
-        if took > self.longest.get() {
-            self.longest.set(took);
-        }
+        self.longest.set(self.longest.get().at(now).with(took));
         if took >= self.threshold {
+            self.slow_callbacks.set(self.slow_callbacks.get() + 1);
             self.report(what, took, now);
         }
     }
@@ -95,8 +96,68 @@ impl Watch {
         }
     }
 
-    /// The longest time since this was last asked.
-    pub(crate) fn take_longest(&self) -> Duration {
-        self.longest.take()
+    /// How many callbacks took longer than they should have.
+    pub(crate) fn slow_callbacks(&self) -> u64 {
+        self.slow_callbacks.get()
+    }
+
+    /// The longest time that one took lately.
+    pub(crate) fn longest(&self) -> Duration {
+        self.longest.get().at(Instant::now()).longest()
+    }
+}
+
+/// The longest time of a window that is not yet over, and of the one before. So whoever asks, and
+/// however often, hears of each for a window's time at least.
+#[derive(Clone, Copy)]
+struct Longest {
+    since: Instant,
+    in_this: Duration,
+    in_last: Duration,
+}
+
+const WINDOW: Duration = Duration::from_secs(10);
+
+impl Longest {
+    fn new(since: Instant) -> Longest {
+        Longest { since, in_this: Duration::ZERO, in_last: Duration::ZERO }
+    }
+
+    /// The same, seen at a later time.
+    fn at(self, now: Instant) -> Longest {
+        let passed = now.saturating_duration_since(self.since);
+        if passed < WINDOW {
+            self
+        } else if passed < 2 * WINDOW {
+            let since = self.since + WINDOW;
+            Longest { since, in_this: Duration::ZERO, in_last: self.in_this }
+        } else {
+            Longest::new(now)
+        }
+    }
+
+    fn with(self, took: Duration) -> Longest {
+        Longest { in_this: self.in_this.max(took), ..self }
+    }
+
+    fn longest(self) -> Duration {
+        self.in_this.max(self.in_last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_is_remembered_for_one_window_and_forgotten_after_two() {
+        let (start, ms) = (Instant::now(), Duration::from_millis);
+        let seen = Longest::new(start).with(ms(7)).with(ms(3));
+        assert_eq!(seen.longest(), ms(7));
+        let later = seen.at(start + WINDOW + ms(1));
+        assert_eq!(later.longest(), ms(7));
+        assert_eq!(later.with(ms(2)).at(start + 2 * WINDOW).longest(), ms(2));
+        assert_eq!(later.at(start + 2 * WINDOW).longest(), Duration::ZERO);
+        assert_eq!(seen.at(start + 3 * WINDOW).longest(), Duration::ZERO);
     }
 }

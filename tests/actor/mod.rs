@@ -230,7 +230,7 @@ impl Play {
     /// last. Returns the reasons, of the actor's and the other's.
     pub fn end(mut self) -> (String, String) {
         self.running.server.wait().unwrap();
-        assert_eq!(self.running.server.connections(), 0);
+        assert_eq!(self.running.server.metrics().open, 0);
         let reasons = (self.end_of(Role::Actor), self.end_of(Role::Other));
         self.so_far.extend(self.told.try_iter());
         for role in [Role::Actor, Role::Other] {

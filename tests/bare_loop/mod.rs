@@ -76,7 +76,7 @@ pub fn run(event_loop: &EventLoop) {
 pub fn turns_in_a_while(event_loop: &EventLoop) -> u64 {
     event_loop.run_after(A_WHILE, EventLoop::quit);
     run(event_loop);
-    event_loop.turns()
+    event_loop.metrics().turns
 }
 
 /// What the notifiers of the poller under test can be made of.

@@ -238,7 +238,7 @@ pub fn hold(event_loop: &LoopHandle) -> Hold {
 /// How many turns the loop has made. Waits for one.
 pub fn turns(event_loop: &LoopHandle) -> u64 {
     let (send, receive) = channel();
-    event_loop.post(move |event_loop| send.send(event_loop.turns()).unwrap()).unwrap();
+    event_loop.post(move |event_loop| send.send(event_loop.metrics().turns).unwrap()).unwrap();
     within(&receive)
 }
 

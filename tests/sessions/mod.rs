@@ -97,10 +97,10 @@ impl Sessions {
     #[track_caller]
     pub fn send(&self, mut peer: &TcpStream, pieces: &[&[u8]]) {
         for piece in pieces {
-            let received = self.running.server.bytes_received() + piece.len() as u64;
+            let received = self.running.server.metrics().received + piece.len() as u64;
             peer.write_all(piece).unwrap();
             let start = Instant::now();
-            while self.running.server.bytes_received() < received {
+            while self.running.server.metrics().received < received {
                 assert!(start.elapsed() < DEADLINE, "a piece was not received");
                 thread::yield_now();
             }

@@ -15,8 +15,9 @@ use super::operation::{Operation, Posted};
 use super::output::Outgoing;
 use super::reason::CloseReason;
 use super::state::{Refusal, State};
-use crate::context::{self, Context};
+use crate::context::Context;
 use crate::limits::Deadlines;
+use crate::metrics;
 use crate::registry::{ConnectionId, Place, Registry};
 use crate::{Address, Buffer};
 
@@ -169,7 +170,7 @@ impl Core {
     /// What the program sent and nobody can be told of is not going to leave.
     #[cold]
     pub(super) fn refused(&self, event_loop: &EventLoop, refusal: Refusal, len: usize) {
-        context::add(&self.context.counters.discarded, len);
+        metrics::add(&self.context.counters.discarded, len);
         match refusal {
             Refusal::Closed => {
                 log::debug!("{self}: {len} bytes sent after its end are discarded");
@@ -196,6 +197,7 @@ impl Core {
             Operation::Close => self.end(event_loop, CloseReason::Closed),
             Operation::Reset => self.end(event_loop, CloseReason::Reset),
             Operation::Pause => {
+                metrics::add(&self.context.counters.paused_by_program, 1);
                 self.state.borrow_mut().pause();
                 self.touch(event_loop);
             }

@@ -27,8 +27,9 @@ use super::core::Core;
 use super::output::{self, MAX_OFFER, Next};
 use super::reason::CloseReason;
 use super::state::{Crossed, State};
-use crate::context::{self, Context};
+use crate::context::Context;
 use crate::handler::Handler;
+use crate::metrics;
 use crate::registry::{HandlerCall, Resident};
 use crate::transport::{self, Transport};
 use crate::{Address, Buffer, Connection};
@@ -149,7 +150,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         match self.transport.recv(core.socket(), input.storage_mut()) {
             Ok(n) if n > 0 => {
                 core.received.set(core.received.get() + n as u64);
-                context::add(&counters.received, n);
+                metrics::add(&counters.received, n);
                 self.deliver(handler, conn, input);
             }
             outcome => self.received_nothing(input, outcome),
@@ -188,7 +189,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         match self.transport.recv(core.socket(), input.storage_mut()) {
             Ok(n) if n > 0 => {
                 core.received.set(core.received.get() + n as u64);
-                context::add(&counters.received, n);
+                metrics::add(&counters.received, n);
                 lender.give_back(input);
             }
             outcome => self.received_nothing(input, outcome),
@@ -283,7 +284,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         let offered = bytes.len();
         match self.transport.send(self.core.socket(), bytes) {
             Ok(n) if n == offered => {
-                context::add(&counters.sent, n);
+                metrics::add(&counters.sent, n);
                 state.wrote_single(lender);
                 true
             }
@@ -302,7 +303,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         let Context { lender, counters, .. } = &*self.core.context;
         match outcome {
             Ok(n) => {
-                context::add(&counters.sent, n);
+                metrics::add(&counters.sent, n);
                 return state.wrote(n, offered, lender);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => state.would_block(lender),
@@ -375,7 +376,10 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
             drop(state);
             core.tell_sources(crossed == Crossed::High);
             match crossed {
-                Crossed::High => handler.on_high_water(conn, pending),
+                Crossed::High => {
+                    metrics::add(&core.context.counters.paused_by_output, 1);
+                    handler.on_high_water(conn, pending);
+                }
                 Crossed::Low => handler.on_low_water(conn),
             }
             state = core.state.borrow_mut();
@@ -446,7 +450,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         };
         // Its panic has been logged and counted; there is nothing left to end.
         let _ = event_loop.isolate(format_args!("on_close of {}", self.core), on_close);
-        core.context.closed(event_loop);
+        core.context.closed(event_loop, &reason);
     }
 }
 

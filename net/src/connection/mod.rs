@@ -123,7 +123,7 @@ impl<'l> Connection<'l> {
     /// Sends a copy of `bytes`, after everything sent before.
     ///
     /// Nothing to handle: if the program has shut down or closed the connection before, the bytes
-    /// are dropped, counted ([`ServerHandle::bytes_discarded`](crate::ServerHandle)) and logged at
+    /// are dropped, counted ([`ServerMetrics::discarded`](crate::ServerMetrics)) and logged at
     /// debug level; if they exceed the output limit, the connection closes with
     /// [`CloseReason::OutputFull`]. See [`try_send`](Connection::try_send) for an answer.
     #[inline]

@@ -10,7 +10,7 @@ use ruduo_reactor::{EventLoop, LoopHandle};
 
 use super::serving;
 use crate::Address;
-use crate::context::Counters;
+use crate::metrics::{Counters, ServerMetrics, read};
 
 /// Reaches a running server from any thread. Cheap to clone; dropping it changes nothing.
 ///
@@ -26,7 +26,7 @@ use crate::context::Counters;
 ///
 /// let event_loop_handle = event_loop.handle();
 /// std::thread::spawn(move || {
-///     println!("{} connections at {}", server.connections(), server.local_addr());
+///     println!("{}: {}", server.local_addr(), server.metrics());
 ///     server.stop(Duration::from_secs(5));
 ///     server.wait()?;
 ///     event_loop_handle.quit();
@@ -47,12 +47,20 @@ pub(super) struct Shared {
     pub(super) base: LoopHandle,
     pub(super) open: AtomicUsize,
     pub(super) accepted: AtomicU64,
-    pub(super) refused: AtomicU64,
+    pub(super) refused: Refusals,
     pub(super) lost: AtomicU64,
+    pub(super) accept_pauses: AtomicU64,
     /// One for each loop.
     pub(super) counters: Vec<Arc<Counters>>,
     ended: Mutex<bool>,
     end: Condvar,
+}
+
+/// Several acceptors may add to them.
+#[derive(Default)]
+pub(super) struct Refusals {
+    pub(super) max_connections: AtomicU64,
+    pub(super) descriptors: AtomicU64,
 }
 
 impl Shared {
@@ -68,8 +76,9 @@ impl Shared {
             base,
             open: AtomicUsize::new(0),
             accepted: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
+            refused: Refusals::default(),
             lost: AtomicU64::new(0),
+            accept_pauses: AtomicU64::new(0),
             counters,
             ended: Mutex::new(false),
             end: Condvar::new(),
@@ -133,52 +142,23 @@ impl ServerHandle {
         *self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Connections open now, those on their way to a loop included.
+    /// What it has done so far. Reading it changes nothing.
     #[must_use]
-    pub fn connections(&self) -> usize {
-        self.shared.open.load(Ordering::Relaxed)
-    }
-
-    /// Connections accepted so far, refused ones not included.
-    #[must_use]
-    pub fn accepted(&self) -> u64 {
-        self.shared.accepted.load(Ordering::Relaxed)
-    }
-
-    /// Connections closed as soon as accepted: beyond
-    /// [`max_connections`](crate::Server::max_connections), or for want of descriptors.
-    #[must_use]
-    pub fn refused(&self) -> u64 {
-        self.shared.refused.load(Ordering::Relaxed)
-    }
-
-    /// Connections closed because no loop could take them.
-    #[must_use]
-    pub fn lost(&self) -> u64 {
-        self.shared.lost.load(Ordering::Relaxed)
-    }
-
-    /// Bytes received so far, by all connections.
-    #[must_use]
-    pub fn bytes_received(&self) -> u64 {
-        self.sum(|counters| &counters.received)
-    }
-
-    /// Bytes handed to the kernel so far, by all connections.
-    #[must_use]
-    pub fn bytes_sent(&self) -> u64 {
-        self.sum(|counters| &counters.sent)
-    }
-
-    /// Bytes that the program sent to connections it had shut down or closed before, or beyond
-    /// the output limit; they were dropped.
-    #[must_use]
-    pub fn bytes_discarded(&self) -> u64 {
-        self.sum(|counters| &counters.discarded)
-    }
-
-    fn sum(&self, which: impl Fn(&Counters) -> &AtomicU64) -> u64 {
-        self.shared.counters.iter().map(|counters| which(counters).load(Ordering::Relaxed)).sum()
+    pub fn metrics(&self) -> ServerMetrics {
+        let shared = &*self.shared;
+        let mut metrics = ServerMetrics {
+            open: shared.open.load(Ordering::Relaxed),
+            accepted: read(&shared.accepted),
+            lost: read(&shared.lost),
+            accept_pauses: read(&shared.accept_pauses),
+            ..ServerMetrics::default()
+        };
+        metrics.refused.max_connections = read(&shared.refused.max_connections);
+        metrics.refused.descriptors = read(&shared.refused.descriptors);
+        for counters in &shared.counters {
+            counters.add_to(&mut metrics);
+        }
+        metrics
     }
 }
 
@@ -186,7 +166,7 @@ impl fmt::Debug for ServerHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServerHandle")
             .field("local_addr", &self.local_addr())
-            .field("connections", &self.connections())
+            .field("open", &self.metrics().open)
             .finish_non_exhaustive()
     }
 }

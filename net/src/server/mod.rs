@@ -157,7 +157,7 @@ impl<C> Server<'_, C> {
     }
 
     /// How many connections may be open at once. Those beyond are closed as soon as accepted,
-    /// and counted ([`ServerHandle::refused`]). No limit by default. (To tell the refused why they
+    /// and counted ([`ServerHandle::metrics`]). No limit by default. (To tell the refused why they
     /// are, count in a handler, as the example `max_connection` does.)
     pub fn max_connections(mut self, max_connections: usize) -> Self {
         self.settings.max_connections = max_connections;

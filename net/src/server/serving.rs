@@ -27,9 +27,10 @@ use super::handle::{ServerHandle, Shared};
 use crate::acceptor::{Acceptance, Acceptor};
 use crate::connection::CloseReason;
 use crate::connection::endpoint::Endpoint;
-use crate::context::{Context, Counters};
+use crate::context::Context;
 use crate::limits::Limits;
 use crate::listener::Listener;
+use crate::metrics::Counters;
 use crate::transport::Plain;
 use crate::{Address, Connection, Handler};
 
@@ -178,7 +179,7 @@ impl Acceptance for Base {
     fn accepted(&self, event_loop: &EventLoop, socket: OwnedFd, peer: Address) {
         let shared = &self.shared;
         if shared.open.load(Ordering::Relaxed) >= self.max_connections {
-            self.refused();
+            shared.refused.max_connections.fetch_add(1, Ordering::Relaxed);
             log::debug!("refusing {peer}: {} connections are open", self.max_connections);
             return;
         }
@@ -201,7 +202,11 @@ impl Acceptance for Base {
     }
 
     fn refused(&self) {
-        self.shared.refused.fetch_add(1, Ordering::Relaxed);
+        self.shared.refused.descriptors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn paused(&self) {
+        self.shared.accept_pauses.fetch_add(1, Ordering::Relaxed);
     }
 }
 

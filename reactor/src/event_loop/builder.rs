@@ -9,6 +9,7 @@ use super::{EventLoop, HAS_LOOP, Phase, WAKER};
 use crate::channel::Channels;
 use crate::handle::LoopHandle;
 use crate::isolation::PanicPolicy;
+use crate::metrics::Counts;
 use crate::notifier::NotifierKind;
 use crate::poller::{Poller, PollerKind};
 use crate::signals::Signals;
@@ -58,7 +59,7 @@ impl EventLoopBuilder {
 
     /// Logs a line at warn level, one a second at most, that names a callback which has kept the
     /// loop from everything else for so long, its thread and its connection. Also switches
-    /// [`EventLoop::lag`] on. It costs one reading of the clock (some 30 ns) for each callback;
+    /// [`LoopMetrics::lag`](crate::LoopMetrics) on. It costs one reading of the clock (some 30 ns) for each callback;
     /// `Duration::MAX` switches it off. By default it is off, and in debug builds 100 ms.
     pub fn slow_callback(self, threshold: Duration) -> EventLoopBuilder {
         EventLoopBuilder { slow_callback: threshold, ..self }
@@ -96,8 +97,7 @@ impl EventLoopBuilder {
             quit: Cell::new(false),
             origin: Instant::now(),
             now: Cell::new(None),
-            turns: Cell::new(0),
-            panics: Cell::new(0),
+            counts: Counts::default(),
             watch: Watch::new(self.slow_callback),
             settings: self,
             _thread: PhantomData,

@@ -22,6 +22,7 @@ pub use self::builder::EventLoopBuilder;
 use crate::channel::{Channels, Source};
 use crate::handle::{LoopHandle, PostError, Task};
 use crate::isolation::PanicPolicy;
+use crate::metrics::{self, Counts, LoopMetrics};
 use crate::poller::{Poller, PollerKind};
 use crate::signals::{self, SignalId, Signals};
 use crate::sys;
@@ -80,8 +81,7 @@ pub struct EventLoop {
     origin: Instant,
     /// The time of this turn, once somebody has asked for it.
     now: Cell<Option<Instant>>,
-    turns: Cell<u64>,
-    panics: Cell<u64>,
+    counts: Counts,
     /// Present if slow callbacks are to be found.
     watch: Option<Watch>,
     /// How it was made.
@@ -322,23 +322,20 @@ impl EventLoop {
         self.poller.kind()
     }
 
-    /// How many turns have begun.
+    /// What it has done so far. Reading it changes nothing; on another thread, post a task that
+    /// does.
     #[must_use]
-    pub fn turns(&self) -> u64 {
-        self.turns.get()
-    }
-
-    /// How many panics were caught in callbacks, tasks, timers and drops.
-    #[must_use]
-    pub fn panics(&self) -> u64 {
-        self.panics.get()
-    }
-
-    /// The longest time for which one callback has kept the loop from everything else, since this
-    /// was last asked. Zero if that is not watched; see [`EventLoopBuilder::slow_callback`].
-    #[must_use]
-    pub fn lag(&self) -> Duration {
-        self.watch.as_ref().map_or(Duration::ZERO, Watch::take_longest)
+    pub fn metrics(&self) -> LoopMetrics {
+        let Counts { turns, events, tasks, timers, panics } = &self.counts;
+        LoopMetrics {
+            turns: turns.get(),
+            events: events.get(),
+            tasks: tasks.get(),
+            timers: timers.get(),
+            panics: panics.get(),
+            slow_callbacks: self.watch.as_ref().map_or(0, Watch::slow_callbacks),
+            lag: self.watch.as_ref().map_or(Duration::ZERO, Watch::longest),
+        }
     }
 
     pub(crate) fn watch(&self) -> Option<&Watch> {
@@ -346,7 +343,7 @@ impl EventLoop {
     }
 
     pub(crate) fn count_panic(&self) {
-        self.panics.set(self.panics.get() + 1);
+        metrics::add(&self.counts.panics, 1);
     }
 
     pub(crate) fn panic_policy(&self) -> PanicPolicy {
@@ -393,7 +390,7 @@ impl fmt::Debug for EventLoop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EventLoop")
             .field("poller", &self.poller)
-            .field("turns", &self.turns.get())
+            .field("metrics", &self.metrics())
             .finish_non_exhaustive()
     }
 }

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use super::{Dead, EventLoop, Phase, WAKER};
 use crate::channel::{Settings, Source};
 use crate::handle::PostError;
+use crate::metrics;
 use crate::poller::{Event, Events, Ready};
 use crate::timer::Timer;
 use crate::watch::Watch;
@@ -122,7 +123,8 @@ impl EventLoop {
             watch.begin();
         }
         self.now.set(None);
-        self.turns.set(self.turns.get() + 1);
+        metrics::add(&self.counts.turns, 1);
+        metrics::add(&self.counts.events, events.len());
         Ok(())
     }
 
@@ -224,8 +226,12 @@ impl EventLoop {
             next.set(next.get() + 1);
             match self.timers.start(id) {
                 None | Some(Timer::Running) => {}
-                Some(Timer::Once(callback)) => callback(self),
+                Some(Timer::Once(callback)) => {
+                    metrics::add(&self.counts.timers, 1);
+                    callback(self);
+                }
                 Some(Timer::Every { period, mut callback }) => {
+                    metrics::add(&self.counts.timers, 1);
                     callback(self);
                     let timer = Timer::Every { period, callback };
                     if let Err(cancelled) = self.timers.finish(id, timer, self.clock()) {
@@ -301,6 +307,7 @@ impl EventLoop {
             true
         };
         self.each("a task", run_next, || {});
+        metrics::add(&self.counts.tasks, done.get());
         done.get()
     }
 

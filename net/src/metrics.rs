@@ -1,0 +1,182 @@
+//! What a server counts.
+//!
+//! Each loop has [`Counters`] of its own for what its connections do, to which only that loop adds:
+//! no read-modify-write, and any thread can read them. What acceptors count is rarer, and shared.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::CloseReason;
+
+/// What a server has done so far, on all its loops: from
+/// [`ServerHandle::metrics`](crate::ServerHandle::metrics). Prints as one line, `open=3
+/// accepted=12 ...`, as log collectors read it; reasons that nobody was closed for are left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServerMetrics {
+    /// Connections open now, those on their way to a loop included.
+    pub open: usize,
+    /// Connections accepted, refused ones not included.
+    pub accepted: u64,
+    /// Connections closed as soon as accepted, by reason.
+    pub refused: RefusedCounts,
+    /// Connections closed because no loop could take them.
+    pub lost: u64,
+    /// Connections that have ended, by reason.
+    pub closed: ClosedCounts,
+    /// Bytes received.
+    pub received: u64,
+    /// Bytes handed to the kernel.
+    pub sent: u64,
+    /// Bytes that the program sent to connections it had shut down or closed before, or beyond
+    /// the output limit; they were dropped.
+    pub discarded: u64,
+    /// Times that reading from a connection paused because too much output waited.
+    pub paused_by_output: u64,
+    /// Times that the program paused reading from a connection.
+    pub paused_by_program: u64,
+    /// Times that accepting paused, for want of descriptors or memory, or because it failed in a
+    /// way that may repeat itself.
+    pub accept_pauses: u64,
+}
+
+/// Why connections were refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RefusedCounts {
+    /// As many as [`max_connections`](crate::Server::max_connections) were open.
+    pub max_connections: u64,
+    /// No descriptors were left.
+    pub descriptors: u64,
+}
+
+impl RefusedCounts {
+    /// For whatever reason.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.max_connections + self.descriptors
+    }
+}
+
+impl fmt::Display for ServerMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "open={} accepted={}", self.open, self.accepted)?;
+        write!(f, " refused_max_connections={}", self.refused.max_connections)?;
+        write!(f, " refused_descriptors={} lost={}", self.refused.descriptors, self.lost)?;
+        write!(f, " closed={}{}", self.closed.total(), self.closed)?;
+        write!(f, " received={} sent={}", self.received, self.sent)?;
+        write!(f, " discarded={} paused_by_output={}", self.discarded, self.paused_by_output)?;
+        write!(f, " paused_by_program={}", self.paused_by_program)?;
+        write!(f, " accept_pauses={}", self.accept_pauses)
+    }
+}
+
+/// What the connections of one server have done on one loop.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) received: AtomicU64,
+    pub(crate) sent: AtomicU64,
+    /// Sent by the program to connections it had shut or closed before.
+    pub(crate) discarded: AtomicU64,
+    pub(crate) paused_by_output: AtomicU64,
+    pub(crate) paused_by_program: AtomicU64,
+    closed: ClosedCounters,
+}
+
+/// Adds to a counter that no other thread writes to.
+#[inline]
+pub(crate) fn add(counter: &AtomicU64, n: usize) {
+    counter.store(read(counter) + n as u64, Ordering::Relaxed);
+}
+
+pub(crate) fn read(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+impl Counters {
+    pub(crate) fn closed(&self, reason: &CloseReason) {
+        add(self.closed.of(reason), 1);
+    }
+
+    /// Adds what this loop has counted.
+    pub(crate) fn add_to(&self, sum: &mut ServerMetrics) {
+        sum.received += read(&self.received);
+        sum.sent += read(&self.sent);
+        sum.discarded += read(&self.discarded);
+        sum.paused_by_output += read(&self.paused_by_output);
+        sum.paused_by_program += read(&self.paused_by_program);
+        self.closed.add_to(&mut sum.closed);
+    }
+}
+
+/// One count for each reason.
+macro_rules! closed {
+    ($($count:ident: $reason:ident;)*) => {
+        /// How many connections ended for which [`CloseReason`].
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct ClosedCounts {
+            $(
+                #[doc = concat!("[`CloseReason::", stringify!($reason), "`]")]
+                pub $count: u64,
+            )*
+        }
+
+        impl ClosedCounts {
+            /// For whatever reason.
+            #[must_use]
+            pub fn total(&self) -> u64 {
+                0 $(+ self.$count)*
+            }
+        }
+
+        /// Those that are not 0.
+        impl fmt::Display for ClosedCounts {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                $(
+                    if self.$count > 0 {
+                        write!(f, concat!(" closed_", stringify!($count), "={}"), self.$count)?;
+                    }
+                )*
+                Ok(())
+            }
+        }
+
+        #[derive(Debug, Default)]
+        struct ClosedCounters {
+            $($count: AtomicU64,)*
+        }
+
+        impl ClosedCounters {
+            fn of(&self, reason: &CloseReason) -> &AtomicU64 {
+                match reason {
+                    $(CloseReason::$reason { .. } => &self.$count,)*
+                }
+            }
+
+            fn add_to(&self, sum: &mut ClosedCounts) {
+                $(sum.$count += read(&self.$count);)*
+            }
+        }
+    };
+}
+
+closed! {
+    by_peer: PeerClosed;
+    shut_down: ShutDown;
+    unfinished: Unfinished;
+    rejected: Rejected;
+    by_program: Closed;
+    reset: Reset;
+    read_failed: ReadFailed;
+    write_failed: WriteFailed;
+    input_full: InputFull;
+    output_full: OutputFull;
+    idle: Idle;
+    no_first_byte: NoFirstByte;
+    write_stalled: WriteStalled;
+    linger_expired: LingerExpired;
+    stopped: Stopped;
+    loop_ended: LoopEnded;
+    panicked: Panicked;
+}
