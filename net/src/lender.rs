@@ -51,6 +51,12 @@ impl Lender {
         another.unwrap_or_else(|| Buffer::with_capacity(self.size))
     }
 
+    /// One of several that nobody needs now: for another lender, which has got poorer by what was
+    /// moved from its connections to ours.
+    pub(crate) fn spare(&self) -> Option<Buffer> {
+        self.rest.borrow_mut().pop()
+    }
+
     /// Takes a buffer back, or frees it if it is not one of ours or there are enough.
     #[inline(always)]
     pub(crate) fn give_back(&self, mut buffer: Buffer) {

@@ -67,7 +67,9 @@ impl Outgoing<'_> {
     fn weight(&self) -> usize {
         match self {
             Outgoing::File(_) => 0,
-            Outgoing::Buffer(buffer) if buffer.capacity() / 2 <= buffer.len() => buffer.capacity(),
+            Outgoing::Buffer(buffer) if buffer.capacity() / 4 * 3 <= buffer.len() => {
+                buffer.capacity()
+            }
             other => other.len(),
         }
     }
@@ -171,7 +173,7 @@ impl Output {
         match outgoing {
             Outgoing::Buffer(buffer) if self.len == 0 => return self.push_first(buffer),
             // Unless it is mostly empty: behind a slow peer, storage is what counts.
-            Outgoing::Buffer(buffer) if len >= SMALL && buffer.capacity() / 2 <= len => {
+            Outgoing::Buffer(buffer) if len >= SMALL && buffer.capacity() / 4 * 3 <= len => {
                 self.freeze_tail(lender);
                 self.tail = std::mem::take(buffer);
             }

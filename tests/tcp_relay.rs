@@ -1,0 +1,231 @@
+//! The example tcp_relay, end to end.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use common::program::{Program, binary, run};
+use common::{DEADLINE, eventually, pattern, read_n, read_to_end, reset};
+use nix::sys::signal::Signal;
+
+/// A relay, and what it leads to.
+struct Scene {
+    relay: Program,
+    target: TcpListener,
+}
+
+impl Scene {
+    fn new(arguments: &[&str]) -> Scene {
+        let target = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("localhost:{}", target.local_addr().unwrap().port());
+        let mut command = Command::new(binary("tcp_relay"));
+        command.args(["127.0.0.1:0", &address]).args(arguments);
+        Scene { relay: Program::spawn(&mut command).listening(1), target }
+    }
+
+    /// Both ends of a connection through it.
+    fn connect(&self) -> (TcpStream, TcpStream) {
+        let client = self.relay.connect();
+        let (target, _) = self.target.accept().unwrap();
+        target.set_read_timeout(Some(DEADLINE)).unwrap();
+        target.set_write_timeout(Some(DEADLINE)).unwrap();
+        (client, target)
+    }
+}
+
+#[test]
+fn what_goes_in_comes_out_both_ways_and_the_ends_too() {
+    const LEN: usize = 5 << 20;
+    alone!().run(|| {
+        for threads in ["0", "2"] {
+            let scene = Scene::new(&["--threads", threads]);
+            let bytes = pattern(LEN);
+            let (client, target) = scene.connect();
+            thread::scope(|scope| {
+                for mut stream in [&client, &target] {
+                    let bytes = &bytes;
+                    scope.spawn(move || {
+                        stream.write_all(bytes).unwrap();
+                        stream.shutdown(Shutdown::Write).unwrap();
+                    });
+                    scope.spawn(move || assert!(read_to_end(stream).unwrap() == *bytes));
+                }
+            });
+            // Neither socket has been closed by us.
+            eventually("the relay has closed both", || scene.relay.open_sockets() <= 3);
+            scene.relay.ends_well_on(Signal::SIGTERM);
+        }
+    });
+}
+
+/// The answer comes long after the end of the question: no deadline is in its way.
+#[test]
+fn b13_a_half_close_is_carried_through() {
+    alone!().run(|| {
+        let scene = Scene::new(&[]);
+        let (mut client, mut target) = scene.connect();
+        client.write_all(b"question").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read_to_end(&target).unwrap(), b"question");
+        // Longer than a connection lingers that has no reason to.
+        thread::sleep(Duration::from_secs(7));
+        target.write_all(b"answer").unwrap();
+        drop(target);
+        assert_eq!(read_to_end(&client).unwrap(), b"answer");
+        scene.relay.ends_well_on(Signal::SIGTERM);
+    });
+}
+
+#[test]
+fn b11_a_reset_is_carried_through() {
+    alone!().run(|| {
+        let scene = Scene::new(&[]);
+        for from_client in [true, false] {
+            let (mut client, target) = scene.connect();
+            client.write_all(b"hello").unwrap();
+            assert_eq!(read_n(&target, 5), b"hello");
+            let (resets, learns) = if from_client { (client, target) } else { (target, client) };
+            reset(resets);
+            assert_eq!(read_to_end(&learns).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        }
+        scene.relay.ends_well_on(Signal::SIGTERM);
+    });
+}
+
+/// The most memory it has had, in bytes.
+fn most_resident(program: &Program) -> usize {
+    let status = fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    most.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
+}
+
+#[test]
+fn b26_a_gib_from_a_fast_to_a_slow_peer_takes_less_than_twice_the_mark() {
+    const LEN: usize = 1 << 30;
+    const HIGH: usize = 1 << 20;
+    // No length of anything in between divides this one.
+    const PIECE: usize = (1 << 20) - 7;
+    alone!().run(|| {
+        let scene = Scene::new(&[]);
+        let (mut client, mut target) = scene.connect();
+        // The parts of the program that it needs are in memory.
+        client.write_all(b"hello").unwrap();
+        read_n(&target, 5);
+        target.write_all(b"hello").unwrap();
+        read_n(&client, 5);
+        let before = most_resident(&scene.relay);
+
+        let piece = pattern(PIECE);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut left = LEN;
+                while left > 0 {
+                    let n = left.min(PIECE);
+                    client.write_all(&piece[..n]).unwrap();
+                    left -= n;
+                }
+                client.shutdown(Shutdown::Write).unwrap();
+            });
+            let mut received = 0;
+            let mut bytes = vec![0; PIECE];
+            loop {
+                let place = received % PIECE;
+                let n = target.read(&mut bytes[..PIECE - place]).unwrap();
+                if n == 0 {
+                    break;
+                }
+                assert!(bytes[..n] == piece[place..][..n], "wrong after {received} bytes");
+                // Slow in each 16 MiB, and very slow at first.
+                if received == 0 {
+                    thread::sleep(Duration::from_secs(1));
+                } else if received >> 24 != (received + n) >> 24 {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                received += n;
+            }
+            assert_eq!(received, LEN);
+        });
+        let grown = most_resident(&scene.relay) - before;
+        println!("{grown} bytes more");
+        assert!(grown < 2 * HIGH, "{grown} bytes more than before");
+        drop((client, target));
+        scene.relay.ends_well_on(Signal::SIGTERM);
+    });
+}
+
+#[test]
+fn a_target_that_refuses_is_a_reset_and_the_relay_lives_on() {
+    alone!().run(|| {
+        let Scene { relay, target } = Scene::new(&[]);
+        drop(target);
+        for _ in 0..3 {
+            let client = relay.connect();
+            assert_eq!(read_to_end(&client).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        }
+        eventually("the log tells", || relay.log().matches("connecting to localhost").count() == 3);
+        relay.ends_well_on(Signal::SIGTERM);
+    });
+}
+
+/// A client that has gone before the target was there leaves nothing behind.
+#[test]
+fn b62_clients_that_leave_at_once_leave_nothing_behind() {
+    alone!().run(|| {
+        let scene = Scene::new(&["--threads", "1"]);
+        let sockets = scene.relay.open_sockets();
+        for _ in 0..50 {
+            reset(scene.relay.connect());
+        }
+        scene.target.set_nonblocking(true).unwrap();
+        eventually("nothing is left", || {
+            while scene.target.accept().is_ok() {}
+            scene.relay.open_sockets() <= sockets
+        });
+        scene.relay.ends_well_on(Signal::SIGTERM);
+    });
+}
+
+#[test]
+fn a_stop_leaves_what_goes_on_its_time() {
+    alone!().run(|| {
+        let scene = Scene::new(&[]);
+        let (mut client, mut target) = scene.connect();
+        client.write_all(b"before").unwrap();
+        read_n(&target, 6);
+        scene.relay.signal(Signal::SIGTERM);
+        eventually("it stops", || scene.relay.log().contains("stopping"));
+        client.write_all(b"after").unwrap();
+        assert_eq!(read_n(&target, 5), b"after");
+        target.write_all(b"bye").unwrap();
+        drop(target);
+        assert_eq!(read_to_end(&client).unwrap(), b"bye");
+        drop(client);
+        scene.relay.ends_well();
+    });
+}
+
+#[test]
+fn arguments_that_make_no_sense_get_one_line() {
+    alone!().run(|| {
+        for arguments in [
+            &[][..],
+            &["127.0.0.1:0"],
+            &["127.0.0.1:0", "nowhere"],
+            &["127.0.0.1:0", "nowhere:0"],
+            &["here", "127.0.0.1:1"],
+            &["127.0.0.1:0", "127.0.0.1:1", "127.0.0.1:2"],
+        ] {
+            let output = run("tcp_relay", arguments);
+            let text = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+            assert_eq!(text.lines().count(), 1, "{text}");
+        }
+    });
+}
