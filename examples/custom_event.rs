@@ -45,7 +45,7 @@ SIGINT (Ctrl-C) and SIGTERM stop it; connections then have 5 seconds to finish."
 
 fn main() -> ExitCode {
     common::run(HELP, |mut arguments| {
-        let (mut listen, mut silence) = (common::loopback(2007), Seconds(Duration::from_secs(10)));
+        let (mut listen, mut silence) = (common::loopback(2007), 10.0);
         while let Some(argument) = arguments.next()? {
             match argument {
                 Long("listen") => listen = arguments.value()?,
@@ -53,26 +53,15 @@ fn main() -> ExitCode {
                 other => return Err(other.unexpected().into()),
             }
         }
+        let silence = common::seconds("--silence", silence)?;
         let event_loop = EventLoop::new()?;
         // Without threads all connections are served by this loop.
         let server = Server::bind(&event_loop, listen)?.serve(|_conn| Peer)?;
         server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
-        listen_to_input(&event_loop, silence.0)?;
+        listen_to_input(&event_loop, silence)?;
         println!("listening on {}", server.local_addr());
         Ok(event_loop.run()?)
     })
-}
-
-struct Seconds(Duration);
-
-impl std::str::FromStr for Seconds {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Seconds, &'static str> {
-        let seconds = text.parse().map_err(|_| "not a number of seconds")?;
-        let duration = Duration::try_from_secs_f64(seconds).map_err(|_| "not a time to wait")?;
-        Ok(Seconds(duration))
-    }
 }
 
 /// Chunks that wait for the loop. If it does not come round, the thread waits, and with it whoever

@@ -100,7 +100,7 @@ fn silence_is_told_once_and_again_after_the_next_input() {
 #[test]
 fn a_silence_that_cannot_be_gets_one_line_and_status_2() {
     alone!().run(|| {
-        for bad in ["", "-1", "soon", "inf", "1e300"] {
+        for bad in ["", "0", "-1", "soon", "inf", "1e300"] {
             let output = run("custom_event", &["--silence", bad]);
             let error = String::from_utf8(output.stderr).unwrap();
             assert_eq!(output.status.code(), Some(2), "{error}");

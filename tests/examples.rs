@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 use common::program::{Program, run};
 use nix::sys::signal::Signal;
+use ruduo::PollerKind;
 
 /// Every example there is. Programs are files, or folders with a `main.rs`.
 fn examples() -> BTreeSet<String> {
@@ -67,7 +68,9 @@ fn bad_arguments_get_one_line_and_status_2() {
         for example in examples() {
             let help = help(&example);
             let mut bad = vec!["--nonsense".to_owned(), "-?".to_owned()];
-            for option in ["--listen", "--threads"].into_iter().filter(|o| help.contains(*o)) {
+            for option in
+                ["--listen", "--threads", "--poller"].into_iter().filter(|o| help.contains(*o))
+            {
                 bad.extend([option.to_owned(), format!("{option}=here")]);
             }
             for argument in bad {
@@ -77,6 +80,22 @@ fn bad_arguments_get_one_line_and_status_2() {
                 assert_eq!(text.lines().count(), 1, "{example} {argument}: {text}");
                 assert!(text.starts_with(&format!("{example}: ")), "{text}");
                 assert!(output.stdout.is_empty());
+            }
+        }
+    });
+}
+
+#[test]
+fn servers_that_let_choose_a_poller_serve_with_each() {
+    alone!().run(|| {
+        let takes_poller = |example: &String| help(example).contains("--poller KIND");
+        let chosen: Vec<_> = servers().filter(takes_poller).collect();
+        assert!(chosen.len() >= 6, "{chosen:?}");
+        for example in chosen {
+            for kind in PollerKind::available() {
+                let program = Program::serve(&example, &["--poller", &kind.to_string()]);
+                drop(program.connect());
+                program.ends_well_on(Signal::SIGTERM);
             }
         }
     });

@@ -55,16 +55,26 @@ pub(crate) fn run(help: &str, program: impl FnOnce(Arguments) -> Result<(), Stop
     }
 }
 
-/// Runs a server that takes `--listen` and `--threads` and nothing else: `serve` says what it does.
+/// Runs a server that takes `--listen`, `--threads` and `--poller` and nothing else: `serve` says
+/// what it does.
 /// (The example `echo` shows the same, step by step.)
 pub(crate) fn run_server(
     help: &str,
     default_port: u16,
     serve: impl FnOnce(Server<'_>) -> io::Result<ServerHandle>,
 ) -> ExitCode {
-    run(help, |arguments| {
-        let (listen, threads) = listen_and_threads(arguments, default_port)?;
-        let event_loop = EventLoop::new()?;
+    run(help, |mut arguments| {
+        let (mut listen, mut threads) = (loopback(default_port), 0);
+        let mut event_loop = EventLoop::builder();
+        while let Some(argument) = arguments.next()? {
+            match argument {
+                Long("listen") => listen = arguments.value()?,
+                Long("threads") => threads = arguments.value()?,
+                Long("poller") => event_loop = event_loop.poller(arguments.value()?),
+                other => return Err(other.unexpected().into()),
+            }
+        }
+        let event_loop = event_loop.build()?;
         let server = serve(Server::bind(&event_loop, listen)?.threads(threads))?;
         server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
         println!("listening on {}", server.local_addr());
@@ -91,23 +101,6 @@ impl Arguments {
         use lexopt::ValueExt;
         Ok(self.0.value()?.parse()?)
     }
-}
-
-/// Where a server listens and how many threads serve its connections: for programs that take
-/// `--listen` and `--threads` and nothing else.
-pub(crate) fn listen_and_threads(
-    mut arguments: Arguments,
-    default_port: u16,
-) -> Result<(Address, usize), Stop> {
-    let (mut listen, mut threads) = (loopback(default_port), 0);
-    while let Some(argument) = arguments.next()? {
-        match argument {
-            Long("listen") => listen = arguments.value()?,
-            Long("threads") => threads = arguments.value()?,
-            other => return Err(other.unexpected().into()),
-        }
-    }
-    Ok((listen, threads))
 }
 
 /// A time of more than 0, given in seconds.
