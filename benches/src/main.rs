@@ -3,9 +3,12 @@
 //! A contestant is a process of its own, from `servers/`. The load comes from `load/`, or from wrk
 //! for HTTP. What to measure stands in `sections/`; each section makes a [`record::Record`].
 
+mod charts;
 mod contestants;
 mod load;
+mod machine;
 mod process;
+mod readme;
 mod record;
 mod report;
 mod sections;
@@ -36,7 +39,7 @@ Sections:
   instructions  instructions of user space per message, connection, request (valgrind)
   syscalls      system calls per message, connection, request (strace)
   all           all of these
-  report        measures nothing, but writes the report of what has been measured
+  report        measures nothing, but writes down again what has been measured
   ceilings      only ruduo, and fails if it costs 10 % more than benches/ceilings.tsv allows;
                 --accept makes what is measured the new ceilings
 
@@ -44,7 +47,8 @@ Sections:
   --rounds N    turns of each contestant, where figures vary [5]
   --help        this text
 
-Results go to benches/results: REPORT.md, and what each round gave.";
+Results go to benches/results: REPORT.md, charts, and what each round gave; the README's figures
+are brought up to date.";
 
 enum Wanted {
     Help,
@@ -121,8 +125,11 @@ fn run(name: &str, plan: &Plan, accept: bool) -> io::Result<bool> {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     let results = contestants::workspace().join("benches/results");
     for section in SECTIONS.iter().filter(|section| name == "all" || name == section.name) {
-        (section.measure)(plan)?.save(&results)?;
+        let mut record = (section.measure)(plan)?;
+        record.facts.splice(0..0, machine::facts());
+        record.save(&results)?;
     }
     report::write(&results)?;
+    readme::write(&results)?;
     Ok(true)
 }

@@ -135,6 +135,12 @@ impl Record {
         self.ratios(case, metric, &again(self.baseline())).map(Spread::noise)
     }
 
+    /// Whether figures are to be compared round by round: rates and times vary with the machine;
+    /// counts, bytes and CPU time of one's own hardly do.
+    pub(crate) fn is_relative(&self, case: &str, metric: &str) -> bool {
+        (metric.ends_with("/s") || metric.ends_with("µs")) && self.noise(case, metric).is_some()
+    }
+
     pub(crate) fn save(&self, folder: &Path) -> io::Result<()> {
         let mut text = String::new();
         for (name, value) in &self.facts {

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 
+use crate::charts;
 use crate::process::told;
 use crate::record::{Record, again};
 use crate::sections::SECTIONS;
@@ -16,7 +17,7 @@ in `*.tsv`. [docs/performance.md](../../docs/performance.md) says how it was mea
 make of it.
 ";
 
-/// Writes `REPORT.md` of all records in the folder.
+/// Writes `REPORT.md` and the charts of all records in the folder.
 pub(crate) fn write(folder: &Path) -> io::Result<()> {
     let mut text = String::from(HEAD);
     for section in SECTIONS {
@@ -25,6 +26,10 @@ pub(crate) fn write(folder: &Path) -> io::Result<()> {
             continue;
         }
         let _infallible = write!(text, "\n## {}\n\n{}\n", section.title, section.about);
+        let chart = format!("{}.svg", section.name);
+        if charts::draw(&record, section.charted, &folder.join(&chart))? {
+            let _infallible = write!(text, "\n![{}]({chart})\n", section.title);
+        }
         for metric in record.metrics() {
             text.push_str(&table(&record, metric));
         }
@@ -43,7 +48,7 @@ fn table(record: &Record, metric: &str) -> String {
         .filter(|case| record.samples.iter().any(|s| s.case == *case && s.metric == metric))
         .collect();
     let baseline = record.baseline();
-    let noisy = cases.iter().any(|case| record.noise(case, metric).is_some());
+    let noisy = cases.iter().any(|case| record.is_relative(case, metric));
     let kind = if noisy { ", as a ratio: median (least to most)" } else { "" };
 
     let mut text = format!("\n**{metric}**{kind}\n\n| |");

@@ -10,6 +10,10 @@ use nix::sys::socket::{setsockopt, sockopt};
 /// A server that takes longer than this for one answer has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long a server may rest before it is asked again, so that who looks for more than was there
+/// does so in vain, as with a client that is not slowed down by a tool.
+const PAUSE: Duration = Duration::from_micros(100);
+
 /// What is said to a server, and what it must answer.
 #[derive(Clone, Copy)]
 pub(crate) enum Exchange {
@@ -30,6 +34,7 @@ pub(crate) fn messages(
     let mut streams =
         (0..connections).map(|_| connect(server)).collect::<io::Result<Vec<TcpStream>>>()?;
     for _ in 0..messages / connections {
+        std::thread::sleep(PAUSE);
         for stream in &mut streams {
             stream.write_all(&request)?;
         }
@@ -46,6 +51,7 @@ pub(crate) fn churn(server: SocketAddr, at_once: usize, count: usize) -> io::Res
     let exchange = Exchange::Echo(16);
     let request = request(server, exchange);
     for _ in 0..count / at_once {
+        std::thread::sleep(PAUSE);
         let mut streams =
             (0..at_once).map(|_| connect(server)).collect::<io::Result<Vec<TcpStream>>>()?;
         for stream in &mut streams {

@@ -18,6 +18,8 @@ pub(crate) struct Section {
     pub(crate) name: &'static str,
     pub(crate) title: &'static str,
     pub(crate) about: &'static str,
+    /// The metrics that are drawn.
+    pub(crate) charted: &'static [&'static str],
     pub(crate) measure: fn(&Plan) -> io::Result<Record>,
 }
 
@@ -28,12 +30,14 @@ pub(crate) const SECTIONS: &[Section] = &[
         title: "Ping-pong",
         about: "Connections x bytes of a message (x messages in flight on each, where it is not \
                 one). The server is bound to one CPU, the client to the other.",
+        charted: &["messages/s"],
         measure: serving::pingpong,
     },
     Section {
         name: "churn",
         title: "Connections that live for one message",
         about: "Connect, 16 bytes there and back, reset; so many at once.",
+        charted: &["connections/s"],
         measure: serving::churn,
     },
     Section {
@@ -41,12 +45,14 @@ pub(crate) const SECTIONS: &[Section] = &[
         title: "Idle connections",
         about: "How much the server's resident memory grows with each connection, and how much of \
                 that stays when all are closed.",
+        charted: &["resident bytes each, silent", "resident bytes each, after 1 KiB was echoed"],
         measure: serving::idle,
     },
     Section {
         name: "udp",
         title: "Datagrams",
         about: "Sockets x bytes, one datagram in flight on each socket.",
+        charted: &["datagrams/s"],
         measure: serving::udp,
     },
     Section {
@@ -54,6 +60,7 @@ pub(crate) const SECTIONS: &[Section] = &[
         title: "Timers",
         about: "A million timers: CPU time to add one, to cancel one, to add and cancel one while \
                 10,000 others wait, and from adding one to its callback.",
+        charted: &["ns of CPU each"],
         measure: alone::timers,
     },
     Section {
@@ -61,6 +68,7 @@ pub(crate) const SECTIONS: &[Section] = &[
         title: "Tasks from other threads",
         about: "Tasks that one thread posts to a loop on another, and round trips between two \
                 loops that share a CPU.",
+        charted: &["tasks/s", "round trips/s"],
         measure: alone::tasks,
     },
     Section {
@@ -68,6 +76,7 @@ pub(crate) const SECTIONS: &[Section] = &[
         title: "HTTP",
         about: "`http_hello` and others answer `GET /` with a short text and the date, driven by \
                 wrk with one thread.",
+        charted: &["requests/s"],
         measure: alone::http,
     },
     Section {
@@ -76,12 +85,14 @@ pub(crate) const SECTIONS: &[Section] = &[
         about: "Instructions of user space that one more message, connection or request of 16 bytes \
                 costs the server, counted by callgrind: the difference between little work and \
                 much. Exact, and what to steer by.",
+        charted: &["user instructions each"],
         measure: |plan| count(plan, Counter::Instructions),
     },
     Section {
         name: "syscalls",
         title: "System calls",
         about: "The same in system calls, counted by strace.",
+        charted: &["system calls each"],
         measure: |plan| count(plan, Counter::Syscalls),
     },
 ];
