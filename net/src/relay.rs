@@ -14,7 +14,9 @@ use crate::{Buffer, CloseReason, Connection, ConnectionHandle, Handler};
 ///   to end is.
 ///
 /// After our end of the stream the answer may take its time, so set a
-/// [`linger`](crate::Server::linger) that allows for that, to both.
+/// [`linger`](crate::Server::linger) that allows for that, to both. But no
+/// [`idle_timeout`](crate::Server::idle_timeout): each side would count its own silence, also while
+/// the other one is talking.
 ///
 /// ```
 /// use ruduo_net::{Connection, ConnectionHandle, Relay};
