@@ -38,7 +38,7 @@ pub use ruduo_net::{
     Address, Addresses, Buffer, CloseReason, ClosedCounts, Connection, ConnectionHandle,
     ConnectionId, DecodeError, EncodeError, FrameCodec, Handler, HandlerHandle, Keepalive,
     LineCodec, ParseAddressError, PeerCredentials, RefusedCounts, Relay, SendError, Server,
-    ServerHandle, ServerMetrics, TcpClient, TcpListenerBuilder, TcpServer, UnixAddress,
+    ServerHandle, ServerMetrics, StopReport, TcpClient, TcpListenerBuilder, TcpServer, UnixAddress,
     UnixListenerBuilder, UnixServer, callbacks, handler_fn,
 };
 pub use ruduo_reactor::{

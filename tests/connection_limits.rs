@@ -6,10 +6,11 @@ mod common;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::program::{Program, run};
+use common::program::{Program, binary, run};
 use common::{DEADLINE, connect, eventually, pattern, read_to_end};
 use nix::sys::signal::Signal;
 
@@ -137,7 +138,9 @@ fn leave(peer: &TcpStream) {
 #[test]
 fn the_one_too_many_is_told_and_the_others_are_served() {
     alone!().run(|| {
-        let program = Program::serve("max_connection", &[]);
+        let mut command = Command::new(binary("max_connection"));
+        command.args(["--listen", "127.0.0.1:0"]).env("RUST_LOG", "debug");
+        let program = Program::spawn(&mut command).listening(1);
         let served: Vec<_> = (0..5).map(|_| program.connect()).collect();
         assert!(served.iter().all(is_served));
         for _ in 0..3 {

@@ -5,7 +5,7 @@
 mod actor;
 mod common;
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
@@ -17,8 +17,8 @@ use actor::{At, Role, play};
 use common::{Running, eventually, read_n, read_to_end, serve, serve_on, within};
 use nix::sys::resource::{Resource, setrlimit};
 use ruduo::{
-    Buffer, CloseReason, Connection, EventLoop, Handler, LoopHandle, PanicPolicy, Signal,
-    TcpServer, handler_fn,
+    Buffer, CloseReason, Connection, EventLoop, Handler, LoopHandle, LoopPool, PanicPolicy, Server,
+    ServerHandle, Signal, TcpServer, handler_fn,
 };
 
 fn assert_echoes(mut stream: &TcpStream) {
@@ -215,15 +215,32 @@ fn b45_panics_in_every_on_close_keep_no_loop_from_ending() {
     });
 }
 
+/// The factory of the second thread cannot be made.
+fn serve_with_a_flawed_factory(server: Server<'_>) -> io::Result<ServerHandle> {
+    server.serve_per_loop(|_loop| {
+        assert!(thread::current().name() != Some("ruduo-1"), "on purpose");
+        |_| handler_fn(|conn, input| conn.send_buffer(input))
+    })
+}
+
+#[test]
+fn b45_a_panic_while_a_thread_of_the_servers_own_begins_is_an_error_of_start() {
+    alone!().expect_log("panicked: on purpose").run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let server = TcpServer::bind(&event_loop, "127.0.0.1:0").unwrap().threads(3);
+        let error = serve_with_a_flawed_factory(server).unwrap_err().to_string();
+        assert!(error.contains("ruduo-1") && error.contains("panicked"), "{error}");
+    });
+}
+
 #[test]
 fn b45_a_loop_whose_own_factory_could_not_be_made_takes_no_connections() {
     let alone = alone!().expect_log("panicked: on purpose").expect_log("does not serve");
     alone.run(|| {
+        // A loop of a pool that others use may be busy, so it is not waited for.
         let running = serve(|event_loop| {
-            TcpServer::bind(event_loop, "127.0.0.1:0")?.threads(2).serve_per_loop(|_loop| {
-                assert!(thread::current().name() != Some("ruduo-1"), "on purpose");
-                |_| handler_fn(|conn, input| conn.send_buffer(input))
-            })
+            let pool = LoopPool::builder(event_loop).threads(2).start()?;
+            serve_with_a_flawed_factory(TcpServer::bind(event_loop, "127.0.0.1:0")?.pool(&pool))
         });
         for lost in 1..=3 {
             assert_echoes(&running.connect());

@@ -6,12 +6,14 @@ mod common;
 
 use std::io::{self, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::program::{Program, binary};
 use common::{DEADLINE, Running, connect, eventually, pattern, read_n, read_to_end, serve, within};
 use ruduo::{EventLoop, LoopHandle, LoopPool, LoopThread, ServerHandle, Signal, TcpServer};
 
@@ -287,6 +289,49 @@ fn a_stop_amid_a_flood_of_connections_ends_them_all() {
     });
 }
 
+#[test]
+fn the_report_tells_who_was_drained_and_who_was_cut() {
+    each_poller!().run(|| {
+        for threads in [0, 2] {
+            let (running, callbacks) = serve_stubborn(threads);
+            // One that ends before the stop is neither.
+            drop(running.connect());
+            expect(&callbacks, "closed by the peer");
+            let peers: Vec<_> = (0..5).map(|_| running.connect()).collect();
+            peers.iter().for_each(assert_echoes);
+            running.server.stop(Duration::MAX);
+            for _ in &peers {
+                expect(&callbacks, "stopping");
+            }
+            for peer in &peers[..3] {
+                peer.shutdown(Shutdown::Write).unwrap();
+                expect(&callbacks, "closed by the peer");
+            }
+            running.server.stop(Duration::ZERO);
+            let report = running.server.wait().unwrap();
+            assert_eq!((report.drained, report.cut), (3, 2), "{report}");
+            assert_eq!(report.to_string(), "3 connections drained, 2 cut");
+        }
+    });
+}
+
+#[test]
+fn who_ends_with_the_loop_was_cut() {
+    each_poller!().run(|| {
+        for threads in [0, 2] {
+            let (running, callbacks) = serve_stubborn(threads);
+            let peers = [running.connect(), running.connect()];
+            peers.iter().for_each(assert_echoes);
+            running.event_loop().quit();
+            for _ in &peers {
+                expect(&callbacks, "the event loop ended");
+            }
+            let report = running.server.wait().unwrap();
+            assert_eq!((report.drained, report.cut), (0, 2), "{report}");
+        }
+    });
+}
+
 // Ending with the loop.
 
 #[test]
@@ -443,6 +488,36 @@ fn a_second_signal_ends_the_loop_at_once() {
                 assert!(start.elapsed() < DEADLINE, "the connection is still there");
             }
         });
+    });
+}
+
+/// A program as its operator sees it.
+#[test]
+fn a_second_signal_ends_a_program_at_once_which_says_who_was_drained() {
+    each_poller!().run(|| {
+        for threads in ["0", "2"] {
+            let mut command = Command::new(binary("echo"));
+            command.args(["--listen", "127.0.0.1:0", "--threads", threads]);
+            let program = Program::spawn(command.env("RUST_LOG", "debug")).listening(1);
+            let (polite, stubborn) = (program.connect(), program.connect());
+            assert_echoes(&polite);
+            assert_echoes(&stubborn);
+            program.signal(Signal::SIGTERM);
+            for peer in [&polite, &stubborn] {
+                assert_eq!(read_to_end(peer).unwrap(), b"");
+            }
+            let address = polite.local_addr().unwrap();
+            drop(polite);
+            let drained = format!("to {address}: shut down");
+            eventually("one is drained", || program.log().contains(&drained));
+            // Long before the stubborn one's five seconds are over.
+            program.signal(Signal::SIGTERM);
+            let ended = program.wait();
+            assert_eq!(ended.code, Some(0), "{}", ended.log);
+            assert!(ended.log.contains("one signal more"), "{}", ended.log);
+            let report = "has ended: 1 connection drained, 1 cut";
+            assert!(ended.log.contains(report), "{}", ended.log);
+        }
     });
 }
 

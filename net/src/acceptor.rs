@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -44,7 +45,7 @@ pub(crate) trait Acceptance {
 
 /// A listening socket on a loop.
 pub(crate) struct Acceptor {
-    listener: Listener,
+    listener: Arc<Listener>,
     acceptance: Rc<dyn Acceptance>,
     /// Accepts allowed this turn. It doubles from turn to turn while connections keep coming, and
     /// begins anew at one otherwise: then no call is spent on finding out that nobody else waits.
@@ -60,7 +61,7 @@ impl Acceptor {
     /// Starts accepting. Deregistering the token ends it and closes the listener.
     pub(crate) fn start(
         event_loop: &EventLoop,
-        listener: Listener,
+        listener: Arc<Listener>,
         acceptance: Rc<dyn Acceptance>,
     ) -> io::Result<Token> {
         let acceptor = Acceptor {

@@ -80,7 +80,7 @@ impl<'l> TcpClient<'l> {
         let TcpClient { event_loop, socket, peer } = self;
         let clients = event_loop.local::<Clients>();
         let context = clients.context.get_or_init(|| {
-            Rc::new(Context::new(event_loop, Limits::default(), Arc::default(), |_| {}))
+            Rc::new(Context::new(event_loop, Limits::default(), Arc::default(), |_, _| {}))
         });
         let endpoint = Endpoint::open(event_loop, context, (socket, peer), Plain)?;
         let handle = Connection::new(event_loop, endpoint.core()).handle();

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use ruduo_reactor::EventLoop;
 
-use crate::CloseReason;
 use crate::lender::Lender;
 use crate::limits::Limits;
 use crate::metrics::Counters;
 use crate::registry::Registry;
+use crate::{Address, CloseReason};
 
 /// Each connection has one pointer to it.
 pub(crate) struct Context {
@@ -19,12 +19,14 @@ pub(crate) struct Context {
     pub(crate) registry: Rc<Registry>,
     pub(crate) counters: Arc<Counters>,
     /// Called each time a connection has closed.
-    on_closed: Box<dyn Fn(&EventLoop)>,
+    on_closed: Box<OnClosed>,
     open: Cell<usize>,
+    stopping: Cell<bool>,
     /// Called once, when no connection is left.
     when_empty: RefCell<Option<Continuation>>,
 }
 
+type OnClosed = dyn Fn(&EventLoop, &Address);
 type Continuation = Box<dyn FnOnce(&EventLoop)>;
 
 impl Context {
@@ -32,7 +34,7 @@ impl Context {
         event_loop: &EventLoop,
         limits: Limits,
         counters: Arc<Counters>,
-        on_closed: impl Fn(&EventLoop) + 'static,
+        on_closed: impl Fn(&EventLoop, &Address) + 'static,
     ) -> Context {
         Context {
             limits,
@@ -41,6 +43,7 @@ impl Context {
             counters,
             on_closed: Box::new(on_closed),
             open: Cell::new(0),
+            stopping: Cell::new(false),
             when_empty: RefCell::default(),
         }
     }
@@ -49,10 +52,19 @@ impl Context {
         self.open.set(self.open.get() + 1);
     }
 
-    pub(crate) fn closed(&self, event_loop: &EventLoop, reason: &CloseReason) {
-        self.counters.closed(reason);
+    pub(crate) fn open(&self) -> usize {
+        self.open.get()
+    }
+
+    /// From now on, who ends without being made to has been drained.
+    pub(crate) fn begin_stopping(&self) {
+        self.stopping.set(true);
+    }
+
+    pub(crate) fn closed(&self, event_loop: &EventLoop, peer: &Address, reason: &CloseReason) {
+        self.counters.closed(reason, self.stopping.get());
         self.open.set(self.open.get() - 1);
-        (self.on_closed)(event_loop);
+        (self.on_closed)(event_loop, peer);
         self.check_empty(event_loop);
     }
 

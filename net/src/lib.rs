@@ -34,7 +34,7 @@ pub use connection::{
     CloseReason, Connection, ConnectionHandle, HandlerHandle, PeerCredentials, SendError,
 };
 pub use handler::{Handler, handler_fn};
-pub use metrics::{ClosedCounts, RefusedCounts, ServerMetrics};
+pub use metrics::{ClosedCounts, RefusedCounts, ServerMetrics, StopReport};
 pub use registry::ConnectionId;
 pub use relay::Relay;
 pub use ruduo_reactor::sys::address::{Address, ParseAddressError, UnixAddress};

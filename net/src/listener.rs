@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::sys::socket::{Backlog, listen, setsockopt, sockopt};
 use ruduo_reactor::sys::socket;
@@ -18,6 +19,8 @@ pub(crate) struct ListenOptions {
     pub(crate) ipv6_only: bool,
     pub(crate) nodelay: bool,
     pub(crate) backlog: u16,
+    /// It is one of several, each of which a loop has to itself.
+    pub(crate) per_loop: bool,
     /// Permissions of the file of a Unix socket; those the process gives by default otherwise.
     pub(crate) mode: Option<u32>,
 }
@@ -29,6 +32,7 @@ impl Default for ListenOptions {
             ipv6_only: false,
             nodelay: true,
             backlog: 4096,
+            per_loop: false,
             mode: None,
         }
     }
@@ -40,6 +44,7 @@ pub(crate) struct Listener {
     // Closed first: a file without a listener refuses, which a newcomer takes for stale.
     fd: OwnedFd,
     address: Address,
+    options: ListenOptions,
     /// Held for its Drop, which removes the file.
     #[expect(dead_code, reason = "held for its Drop")]
     file: Option<SocketFile>,
@@ -66,7 +71,7 @@ impl Listener {
         if let Address::Ip(ip) = address {
             // A restarted server must not wait for the TIME_WAIT of its predecessor's connections.
             setsockopt(&fd, sockopt::ReuseAddr, &true)?;
-            if options.reuse_port {
+            if options.reuse_port || options.per_loop {
                 setsockopt(&fd, sockopt::ReusePort, &true)?;
             }
             if ip.is_ipv6() {
@@ -105,7 +110,26 @@ impl Listener {
             // What accepted sockets inherit costs no system call for each of them.
             setsockopt(&fd, sockopt::TcpNoDelay, &options.nodelay)?;
         }
-        Ok(Listener { fd, address, file })
+        Ok(Listener { fd, address, options, file })
+    }
+
+    /// Whether each loop is to have one to itself.
+    pub(crate) fn is_one_of_several(&self) -> bool {
+        self.options.per_loop
+    }
+
+    /// As many as there are loops if each is to have one, on the same port; otherwise this one alone.
+    pub(crate) fn with_siblings(self, loops: usize) -> io::Result<Vec<Arc<Listener>>> {
+        let (address, options) = (self.address.clone(), self.options);
+        let mut all = vec![Arc::new(self)];
+        while options.per_loop && all.len() < loops {
+            let sibling = Listener::at(&address, options).map_err(|e| {
+                let why = format!("listening on {address} once more, for another loop: {e}");
+                io::Error::new(e.kind(), why)
+            })?;
+            all.push(Arc::new(sibling));
+        }
+        Ok(all)
     }
 
     /// Where it listens: the real port, also after binding port 0.

@@ -46,6 +46,9 @@ pub struct ServerMetrics {
 pub struct RefusedCounts {
     /// As many as [`max_connections`](crate::Server::max_connections) were open.
     pub max_connections: u64,
+    /// As many of that peer as
+    /// [`max_connections_per_peer`](crate::Server::max_connections_per_peer) were open.
+    pub max_connections_per_peer: u64,
     /// No descriptors were left.
     pub descriptors: u64,
 }
@@ -54,7 +57,7 @@ impl RefusedCounts {
     /// For whatever reason.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.max_connections + self.descriptors
+        self.max_connections + self.max_connections_per_peer + self.descriptors
     }
 }
 
@@ -62,12 +65,34 @@ impl fmt::Display for ServerMetrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "open={} accepted={}", self.open, self.accepted)?;
         write!(f, " refused_max_connections={}", self.refused.max_connections)?;
+        let per_peer = self.refused.max_connections_per_peer;
+        write!(f, " refused_max_connections_per_peer={per_peer}")?;
         write!(f, " refused_descriptors={} lost={}", self.refused.descriptors, self.lost)?;
         write!(f, " closed={}{}", self.closed.total(), self.closed)?;
         write!(f, " received={} sent={}", self.received, self.sent)?;
         write!(f, " discarded={} paused_by_output={}", self.discarded, self.paused_by_output)?;
         write!(f, " paused_by_program={}", self.paused_by_program)?;
         write!(f, " accept_pauses={}", self.accept_pauses)
+    }
+}
+
+/// How a server ended: from [`ServerHandle::wait`](crate::ServerHandle::wait).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StopReport {
+    /// Connections that ended after the server had been told to stop, without losing a byte
+    /// ([`CloseReason::is_clean`]).
+    pub drained: u64,
+    /// Those that ended then in any other way: cut at the stop's deadline, or at one of their own;
+    /// reset by the peer; closed at once by the program; or with their loop.
+    pub cut: u64,
+}
+
+impl fmt::Display for StopReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let StopReport { drained, cut } = self;
+        let connections = if *drained == 1 { "connection" } else { "connections" };
+        write!(f, "{drained} {connections} drained, {cut} cut")
     }
 }
 
@@ -81,6 +106,9 @@ pub(crate) struct Counters {
     pub(crate) paused_by_output: AtomicU64,
     pub(crate) paused_by_program: AtomicU64,
     closed: ClosedCounters,
+    /// Of those that ended after the server had been told to stop, or with their loop.
+    pub(crate) drained: AtomicU64,
+    pub(crate) cut: AtomicU64,
 }
 
 /// Adds to a counter that no other thread writes to.
@@ -94,8 +122,11 @@ pub(crate) fn read(counter: &AtomicU64) -> u64 {
 }
 
 impl Counters {
-    pub(crate) fn closed(&self, reason: &CloseReason) {
+    pub(crate) fn closed(&self, reason: &CloseReason, stopping: bool) {
         add(self.closed.of(reason), 1);
+        if stopping || matches!(reason, CloseReason::LoopEnded) {
+            add(if reason.is_clean() { &self.drained } else { &self.cut }, 1);
+        }
     }
 
     /// Adds what this loop has counted.

@@ -2,15 +2,17 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ruduo_reactor::{EventLoop, LoopHandle};
 
+use super::admission::{Admission, Bounds};
 use super::serving;
 use crate::Address;
-use crate::metrics::{Counters, ServerMetrics, read};
+use crate::listener::Listener;
+use crate::metrics::{Counters, ServerMetrics, StopReport, read};
 
 /// Reaches a running server from any thread. Cheap to clone; dropping it changes nothing.
 ///
@@ -45,9 +47,9 @@ pub(super) struct Shared {
     pub(super) id: u64,
     pub(super) local_addr: Address,
     pub(super) base: LoopHandle,
-    pub(super) open: AtomicUsize,
+    pub(super) admission: Admission,
     pub(super) accepted: AtomicU64,
-    pub(super) refused: Refusals,
+    pub(super) refused_descriptors: AtomicU64,
     pub(super) lost: AtomicU64,
     pub(super) accept_pauses: AtomicU64,
     /// One for each loop.
@@ -56,27 +58,21 @@ pub(super) struct Shared {
     end: Condvar,
 }
 
-/// Several acceptors may add to them.
-#[derive(Default)]
-pub(super) struct Refusals {
-    pub(super) max_connections: AtomicU64,
-    pub(super) descriptors: AtomicU64,
-}
-
 impl Shared {
     pub(super) fn new(
-        local_addr: Address,
+        listeners: &[Arc<Listener>],
         base: LoopHandle,
         counters: Vec<Arc<Counters>>,
+        bounds: Bounds,
     ) -> Shared {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         Shared {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            local_addr,
+            local_addr: listeners[0].address().clone(),
             base,
-            open: AtomicUsize::new(0),
+            admission: Admission::new(bounds),
             accepted: AtomicU64::new(0),
-            refused: Refusals::default(),
+            refused_descriptors: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             accept_pauses: AtomicU64::new(0),
             counters,
@@ -85,10 +81,37 @@ impl Shared {
         }
     }
 
-    /// The server has ended: wakes all who wait for it.
-    pub(super) fn set_ended(&self) {
-        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    pub(super) fn metrics(&self) -> ServerMetrics {
+        let mut metrics = ServerMetrics {
+            open: self.admission.open(),
+            accepted: read(&self.accepted),
+            lost: read(&self.lost),
+            accept_pauses: read(&self.accept_pauses),
+            ..ServerMetrics::default()
+        };
+        metrics.refused.max_connections = read(&self.admission.refused_max_connections);
+        metrics.refused.max_connections_per_peer = read(&self.admission.refused_max_per_peer);
+        metrics.refused.descriptors = read(&self.refused_descriptors);
+        for counters in &self.counters {
+            counters.add_to(&mut metrics);
+        }
+        metrics
+    }
+
+    pub(super) fn stop_report(&self) -> StopReport {
+        let mut report = StopReport::default();
+        for counters in &self.counters {
+            report.drained += read(&counters.drained);
+            report.cut += read(&counters.cut);
+        }
+        report
+    }
+
+    /// The server has ended: wakes all who wait for it. False if it had before.
+    pub(super) fn set_ended(&self) -> bool {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         self.end.notify_all();
+        !std::mem::replace(&mut *ended, true)
     }
 }
 
@@ -118,11 +141,12 @@ impl ServerHandle {
     }
 
     /// Blocks until the server has ended: stopped, with all its connections closed and its own
-    /// threads gone; or its loop ended.
+    /// threads gone; or its loop ended. Tells how its connections ended. (On a pool shared with
+    /// others, those on its other threads may still be ending with their server's loop.)
     ///
     /// # Errors
     /// On a thread that has an event loop, which would wait for itself.
-    pub fn wait(&self) -> io::Result<()> {
+    pub fn wait(&self) -> io::Result<StopReport> {
         if !self.is_ended() && EventLoop::exists_on_this_thread() {
             return Err(io::Error::other(
                 "waiting for a server's end on a thread with an event loop: the loop would stand \
@@ -133,7 +157,8 @@ impl ServerHandle {
         while !*ended {
             ended = self.shared.end.wait(ended).unwrap_or_else(PoisonError::into_inner);
         }
-        Ok(())
+        drop(ended);
+        Ok(self.shared.stop_report())
     }
 
     /// Whether the server has ended.
@@ -145,20 +170,7 @@ impl ServerHandle {
     /// What it has done so far. Reading it changes nothing.
     #[must_use]
     pub fn metrics(&self) -> ServerMetrics {
-        let shared = &*self.shared;
-        let mut metrics = ServerMetrics {
-            open: shared.open.load(Ordering::Relaxed),
-            accepted: read(&shared.accepted),
-            lost: read(&shared.lost),
-            accept_pauses: read(&shared.accept_pauses),
-            ..ServerMetrics::default()
-        };
-        metrics.refused.max_connections = read(&shared.refused.max_connections);
-        metrics.refused.descriptors = read(&shared.refused.descriptors);
-        for counters in &shared.counters {
-            counters.add_to(&mut metrics);
-        }
-        metrics
+        self.shared.metrics()
     }
 }
 

@@ -124,6 +124,21 @@ impl<'l> TcpListenerBuilder<'l> {
         self
     }
 
+    /// Gives each loop that serves a socket of its own on the port, from which it accepts for itself
+    /// (SO_REUSEPORT). Off by default: then one loop accepts, and hands the connections to the others.
+    ///
+    /// It saves each connection the way from one thread to another, a wakeup and some microseconds:
+    /// for servers whose connections are many and short. The price: the kernel chooses the loop, by
+    /// a hash of the addresses, so a loop that is busy, or blocked, gets its share all the same
+    /// ([`Placement`](ruduo_reactor::Placement) has no say); and a connection that waits in the queue
+    /// of a socket that is closed is reset, be it at the stop of the server or when a loop ends. Do
+    /// not use it for few or long connections, nor with
+    /// [`hand_over`](crate::ServerHandle::hand_over).
+    pub fn acceptor_per_loop(mut self, acceptor_per_loop: bool) -> Self {
+        self.options.per_loop = acceptor_per_loop;
+        self
+    }
+
     /// Makes an IPv6 socket refuse IPv4 peers. Off by default: `[::]` serves both.
     pub fn ipv6_only(mut self, ipv6_only: bool) -> Self {
         self.options.ipv6_only = ipv6_only;

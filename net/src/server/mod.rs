@@ -3,6 +3,7 @@
 //! This file is the description. [`listening`] is where one begins, on TCP or a Unix socket,
 //! [`serving`] is the server at work on its loops, and [`handle`] reaches it from outside.
 
+mod admission;
 mod handle;
 mod listening;
 mod serving;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 use ruduo_reactor::{EventLoop, LoopPool, Placement};
 
+use self::admission::Bounds;
 pub use self::handle::ServerHandle;
 pub use self::listening::{TcpListenerBuilder, TcpServer, UnixListenerBuilder, UnixServer};
 use crate::callbacks::{CanStart, Unset, on_methods};
@@ -75,47 +77,63 @@ pub struct Server<'l, C = Unset> {
 }
 
 /// All but the behaviour.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct Settings {
     /// Instead of threads of its own, which the next three are about.
     pool: Option<LoopPool>,
     threads: usize,
     name: Option<String>,
     placement: Option<Placement>,
-    max_connections: usize,
+    bounds: Bounds,
     limits: Limits,
 }
 
-impl Default for Settings {
-    fn default() -> Settings {
-        Settings {
-            pool: None,
-            threads: 0,
-            name: None,
-            placement: None,
-            max_connections: usize::MAX,
-            limits: Limits::default(),
-        }
-    }
-}
-
 impl Settings {
-    /// The loops that serve.
-    fn start_pool(&mut self, event_loop: &EventLoop) -> io::Result<LoopPool> {
+    /// How many loops serve.
+    fn loop_count(&self) -> usize {
+        self.pool.as_ref().map_or(self.threads.max(1), |pool| pool.loops().len())
+    }
+
+    /// The loops that serve, each of which calls `install` before it gets any connection. On threads
+    /// of its own, and on this loop, what goes wrong there is an error here. Loops of a pool that is
+    /// shared may be busy, even waiting for this one, so they are not waited for: such a loop logs
+    /// the error, and closes the connections that are placed on it.
+    fn start_pool(
+        self,
+        event_loop: &EventLoop,
+        install: impl Fn(&EventLoop) -> io::Result<()> + Send + Sync + 'static,
+    ) -> io::Result<LoopPool> {
         let own = self.threads > 0 || self.name.is_some() || self.placement.is_some();
-        match self.pool.take() {
-            Some(_) if own => Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "starting a server: threads, name and placement are those of threads of its own, \
-                 but it was given a pool",
-            )),
-            Some(pool) => Ok(pool),
-            None => LoopPool::builder(event_loop)
+        let Some(pool) = self.pool else {
+            return LoopPool::builder(event_loop)
                 .threads(self.threads)
                 .name(self.name.as_deref().unwrap_or("ruduo"))
                 .placement(self.placement.unwrap_or_default())
-                .start(),
+                .on_start(install)
+                .start();
+        };
+        if own {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "starting a server: threads, name and placement are those of threads of its own, \
+                 but it was given a pool",
+            ));
         }
+        let install = Arc::new(install);
+        for handle in pool.loops() {
+            if *handle == event_loop.handle() {
+                install(event_loop)?;
+                continue;
+            }
+            let install = install.clone();
+            // Connections are posted later, so they find the server installed.
+            handle.post(move |event_loop| {
+                if let Err(e) = install(event_loop) {
+                    log::error!("a loop of a pool does not serve: {e}");
+                }
+            })?;
+        }
+        Ok(pool)
     }
 }
 
@@ -157,10 +175,31 @@ impl<C> Server<'_, C> {
     }
 
     /// How many connections may be open at once. Those beyond are closed as soon as accepted,
-    /// and counted ([`ServerHandle::metrics`]). No limit by default. (To tell the refused why they
-    /// are, count in a handler, as the example `max_connection` does.)
+    /// and counted ([`RefusedCounts`](crate::RefusedCounts)). No limit by default; one that
+    /// RLIMIT_NOFILE does not allow is worth a line in the log at start.
     pub fn max_connections(mut self, max_connections: usize) -> Self {
-        self.settings.max_connections = max_connections;
+        self.settings.bounds.total = max_connections;
+        self
+    }
+
+    /// How many connections one peer may have open at once, by its address; an IPv6 peer is a
+    /// network of 64 bits, for from such a one a host may choose its addresses. Peers on Unix sockets
+    /// have none and are not counted. No limit by default. It costs a short lock when a connection
+    /// begins and one when it ends.
+    pub fn max_connections_per_peer(mut self, max_connections: usize) -> Self {
+        self.settings.bounds.per_peer = max_connections;
+        self
+    }
+
+    /// What those are told who are refused by these two; nothing by default. At most 1,024 bytes, in
+    /// one piece, and then comes the end of the stream.
+    ///
+    /// What a peer has sent meanwhile must not turn the end into a reset, which may destroy the
+    /// message. So each that is refused keeps a descriptor until it goes, for a second at most. No
+    /// more than 64 do on one loop, and those beyond are closed without a word. (A want of
+    /// descriptors refuses without one, too.)
+    pub fn refuse_with(mut self, message: impl Into<Arc<[u8]>>) -> Self {
+        self.settings.bounds.message = Some(message.into());
         self
     }
 }
@@ -185,7 +224,7 @@ impl<C: CanStart> Server<'_, C> {
     ///
     /// # Errors
     /// Settings that contradict each other; what kept the threads from starting or the listener
-    /// from being watched.
+    /// from being watched; a panic of `per_loop` on a thread of the server's own.
     pub fn start(self) -> io::Result<ServerHandle> {
         let Server { event_loop, listener, settings, callbacks } = self;
         let handler = callbacks.into_handler();

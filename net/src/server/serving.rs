@@ -2,10 +2,12 @@
 //!
 //! ```text
 //!   base loop                                 each serving loop (or the base loop itself)
-//!   Acceptor ──▶ Base: limits, placement ──▶  LoopServer: factory, context ──▶ connections
-//!                  ▲                                        │
-//!                  └──── "my last connection is closed" ◀───┘   (while stopping)
+//!   Acceptor ──▶ Entrance: limits, place ──▶  LoopServer: factory, context ──▶ connections
+//!   Base ◀──────── "my last connection is closed" ◀─────────┘   (while stopping)
 //! ```
+//!
+//! With an acceptor per loop, each serving loop has an acceptor and an entrance, and the base loop
+//! only starts and stops them.
 //!
 //! What crosses threads is a socket with a [`Ticket`], which counts the connection as open on its
 //! way, and gives the count back if it never arrives.
@@ -16,13 +18,14 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use ruduo_reactor::{EventLoop, LoopHandle, LoopPool, Token};
 
 use super::Settings;
+use super::admission::{Farewell, Refusal};
 use super::handle::{ServerHandle, Shared};
 use crate::acceptor::{Acceptance, Acceptor};
 use crate::connection::CloseReason;
@@ -53,11 +56,18 @@ impl Servers {
     }
 }
 
+/// What a loop gets when it begins to serve.
+struct Part {
+    counters: Arc<Counters>,
+    /// If it is to accept for itself.
+    listener: Option<Arc<Listener>>,
+}
+
 /// Gives a server to its loops.
 pub(super) fn start<P, F, H>(
     event_loop: &EventLoop,
     listener: Listener,
-    mut settings: Settings,
+    settings: Settings,
     per_loop: P,
 ) -> io::Result<ServerHandle>
 where
@@ -65,48 +75,62 @@ where
     F: FnMut(&Connection<'_>) -> H + 'static,
     H: Handler,
 {
-    let Settings { max_connections, limits, .. } = settings;
-    limits
-        .check()
-        .and_then(|()| limits.tcp.set_on(listener.as_fd(), listener.address()))
-        .map_err(|e| io::Error::new(e.kind(), format!("starting a server: {e}")))?;
-    let local_addr = listener.address().clone();
-    let pool = settings.start_pool(event_loop)?;
-    let counters: Vec<Arc<Counters>> = pool.loops().iter().map(|_| Arc::default()).collect();
-    let shared = Arc::new(Shared::new(local_addr.clone(), event_loop.handle(), counters.clone()));
-
-    let (per_loop, base) = (Arc::new(per_loop), event_loop.handle());
-    for (handle, counters) in pool.loops().iter().zip(counters) {
-        let (shared, per_loop) = (shared.clone(), per_loop.clone());
-        let install = move |event_loop: &EventLoop| {
-            let id = shared.id;
-            let factory = per_loop(event_loop);
-            let server = LoopServer::new(event_loop, shared, limits, counters, factory);
-            event_loop.local::<Servers>().serving.borrow_mut().insert(id, Rc::new(server));
-        };
-        if *handle == base {
-            install(event_loop);
-        } else {
-            // Connections are posted later, so they find the server installed.
-            handle.post(install)?;
-        }
+    let limits = settings.limits;
+    let context = |e: io::Error| io::Error::new(e.kind(), format!("starting a server: {e}"));
+    limits.check().and_then(|()| settings.bounds.check()).map_err(context)?;
+    let per_loop_acceptors = listener.is_one_of_several();
+    let listeners = listener.with_siblings(settings.loop_count())?;
+    for listener in &listeners {
+        limits.tcp.set_on(listener.as_fd(), listener.address()).map_err(context)?;
     }
+    settings.bounds.compare_with_system();
+    let counters: Vec<Arc<Counters>> = (0..settings.loop_count()).map(|_| Arc::default()).collect();
+    let bounds = settings.bounds.clone();
+    let shared = Arc::new(Shared::new(&listeners, event_loop.handle(), counters, bounds));
+
+    let mut of_loops = if per_loop_acceptors { listeners.clone() } else { Vec::new() };
+    let parts = shared.counters.iter();
+    let parts = parts.map(|counters| Part { counters: counters.clone(), listener: of_loops.pop() });
+    let parts = Mutex::new(parts.collect::<Vec<_>>());
+    let install = {
+        let shared = shared.clone();
+        move |event_loop: &EventLoop| {
+            // Of a loop that does not come, nobody misses the part.
+            let part = parts.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some(part) = part else { return Ok(()) };
+            let factory = per_loop(event_loop);
+            LoopServer::install(event_loop, &shared, limits, part, factory)
+        }
+    };
+    let pool = settings.start_pool(event_loop, install)?;
 
     let base = Rc::new(Base {
         shared: shared.clone(),
         loops: pool.loops().to_vec(),
-        pool: RefCell::new(Some(pool)),
-        max_connections,
+        pool: RefCell::new(Some(pool.clone())),
         acceptor: Cell::new(None),
         stopping: Cell::new(false),
         reports_due: Cell::new(0),
         when_done: RefCell::default(),
     });
-    let acceptor = Acceptor::start(event_loop, listener, base.clone())
-        .map_err(|e| io::Error::new(e.kind(), format!("accepting on {local_addr}: {e}")))?;
-    base.acceptor.set(Some(acceptor));
+    if !per_loop_acceptors && let Some(listener) = listeners.first() {
+        let entrance = Entrance::new(event_loop, &shared, Some(pool));
+        match Acceptor::start(event_loop, listener.clone(), entrance) {
+            Ok(acceptor) => base.acceptor.set(Some(acceptor)),
+            Err(e) => {
+                // `base` ends what the loops have begun.
+                let why = format!("accepting on {}: {e}", shared.local_addr);
+                return Err(io::Error::new(e.kind(), why));
+            }
+        }
+    }
     event_loop.local::<Servers>().bases.borrow_mut().insert(shared.id, base);
-    log::debug!("serving {local_addr} on {} loops", shared.counters.len());
+    log::debug!(
+        "serving {} on {} loops, each with an acceptor: {per_loop_acceptors}; {}; {limits:?}",
+        shared.local_addr,
+        shared.counters.len(),
+        shared.admission.bounds
+    );
     Ok(ServerHandle { shared })
 }
 
@@ -128,15 +152,22 @@ pub(super) fn when_done(event_loop: &EventLoop, id: u64, f: impl FnOnce(&EventLo
 /// A connection that is counted as open but has not arrived at its loop.
 struct Ticket {
     shared: Arc<Shared>,
-    event_loop: LoopHandle,
+    peer: Address,
+    /// Where it is going.
+    event_loop: Option<LoopHandle>,
     arrived: bool,
 }
 
 impl Ticket {
-    fn new(shared: &Arc<Shared>, event_loop: &LoopHandle) -> Ticket {
-        shared.open.fetch_add(1, Ordering::Relaxed);
+    fn new(shared: &Arc<Shared>, peer: &Address) -> Result<Ticket, Refusal> {
+        shared.admission.enter(peer)?;
+        let (shared, peer) = (shared.clone(), peer.clone());
+        Ok(Ticket { shared, peer, event_loop: None, arrived: false })
+    }
+
+    fn send_to(&mut self, event_loop: &LoopHandle) {
         event_loop.add_load();
-        Ticket { shared: shared.clone(), event_loop: event_loop.clone(), arrived: false }
+        self.event_loop = Some(event_loop.clone());
     }
 
     /// From now on the connection's end is what counts it as closed.
@@ -149,51 +180,58 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         if !self.arrived {
             self.shared.lost.fetch_add(1, Ordering::Relaxed);
-            closed(&self.shared, &self.event_loop);
+            self.shared.admission.leave(&self.peer);
+            if let Some(event_loop) = &self.event_loop {
+                event_loop.remove_load();
+            }
         }
     }
 }
 
-fn closed(shared: &Shared, event_loop: &LoopHandle) {
-    shared.open.fetch_sub(1, Ordering::Relaxed);
-    event_loop.remove_load();
-}
-
-/// A server's part on the loop it was started on.
-struct Base {
+/// What is done with those who come in at one listener.
+struct Entrance {
     shared: Arc<Shared>,
-    loops: Vec<LoopHandle>,
-    /// Given up when the server ends; with it, threads of its own.
-    pool: RefCell<Option<LoopPool>>,
-    max_connections: usize,
-    acceptor: Cell<Option<Token>>,
-    stopping: Cell<bool>,
-    /// How many loops have yet to say that their last connection is closed.
-    reports_due: Cell<usize>,
-    when_done: RefCell<Vec<Continuation>>,
+    /// The loop that accepts.
+    here: LoopHandle,
+    /// Where connections go; if it is `None`, they stay here.
+    pool: Option<LoopPool>,
+    farewell: Option<Farewell>,
 }
 
-type Continuation = Box<dyn FnOnce(&EventLoop)>;
+impl Entrance {
+    fn new(event_loop: &EventLoop, shared: &Arc<Shared>, pool: Option<LoopPool>) -> Rc<Entrance> {
+        let message = shared.admission.bounds.message.clone();
+        let farewell = message.map(|message| Farewell::new(event_loop, message));
+        Rc::new(Entrance { shared: shared.clone(), here: event_loop.handle(), pool, farewell })
+    }
+}
 
-impl Acceptance for Base {
+impl Acceptance for Entrance {
     fn accepted(&self, event_loop: &EventLoop, socket: OwnedFd, peer: Address) {
         let shared = &self.shared;
-        if shared.open.load(Ordering::Relaxed) >= self.max_connections {
-            shared.refused.max_connections.fetch_add(1, Ordering::Relaxed);
-            log::debug!("refusing {peer}: {} connections are open", self.max_connections);
-            return;
-        }
+        let mut ticket = match Ticket::new(shared, &peer) {
+            Ok(ticket) => ticket,
+            Err(refusal) => {
+                log::debug!("refusing {peer}: {refusal:?}, {}", shared.admission.bounds);
+                if let Some(farewell) = &self.farewell {
+                    farewell.say(event_loop, socket, peer);
+                }
+                return;
+            }
+        };
         shared.accepted.fetch_add(1, Ordering::Relaxed);
-        let pool = self.pool.borrow();
-        let Some(chosen) = pool.as_ref().and_then(|pool| pool.place(key(&peer))) else {
-            if shared.lost.fetch_add(1, Ordering::Relaxed) == 0 {
+        let chosen = match &self.pool {
+            Some(pool) => pool.place(key(&peer)),
+            None => Some(&self.here),
+        };
+        let Some(chosen) = chosen else {
+            if shared.lost.load(Ordering::Relaxed) == 0 {
                 log::error!("closing connections to {}: all loops have ended", shared.local_addr);
             }
             return;
         };
-        let ticket = Ticket::new(shared, chosen);
-        if *chosen == shared.base {
-            drop(pool);
+        ticket.send_to(chosen);
+        if *chosen == self.here {
             adopt(event_loop, ticket, socket, peer);
         } else {
             // A refused task is dropped, and with it the socket and the ticket.
@@ -202,7 +240,7 @@ impl Acceptance for Base {
     }
 
     fn refused(&self) {
-        self.shared.refused.descriptors.fetch_add(1, Ordering::Relaxed);
+        self.shared.refused_descriptors.fetch_add(1, Ordering::Relaxed);
     }
 
     fn paused(&self) {
@@ -237,6 +275,22 @@ fn adopt(event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: Address)
     }
 }
 
+/// A server's part on the loop it was started on.
+struct Base {
+    shared: Arc<Shared>,
+    loops: Vec<LoopHandle>,
+    /// Given up when the server ends; with it, threads of its own.
+    pool: RefCell<Option<LoopPool>>,
+    /// If it accepts for all.
+    acceptor: Cell<Option<Token>>,
+    stopping: Cell<bool>,
+    /// How many loops have yet to say that their last connection is closed.
+    reports_due: Cell<usize>,
+    when_done: RefCell<Vec<Continuation>>,
+}
+
+type Continuation = Box<dyn FnOnce(&EventLoop)>;
+
 /// However a server ends, also with its loop: nobody waits for it for ever.
 impl Drop for Base {
     fn drop(&mut self) {
@@ -250,7 +304,7 @@ impl Drop for Base {
                 }
             });
         }
-        self.shared.set_ended();
+        self.end();
     }
 }
 
@@ -285,9 +339,7 @@ impl Base {
             return;
         }
         event_loop.local::<Servers>().bases.borrow_mut().remove(&self.shared.id);
-        self.give_up_pool();
-        self.shared.set_ended();
-        log::debug!("the server on {} has ended", self.shared.local_addr);
+        self.end();
         for f in self.when_done.take() {
             event_loop.defer(f);
         }
@@ -296,6 +348,14 @@ impl Base {
     /// Own threads have nothing left to do, so waiting for them is short.
     fn give_up_pool(&self) {
         drop(self.pool.take());
+    }
+
+    fn end(&self) {
+        self.give_up_pool();
+        if self.shared.set_ended() && self.stopping.get() {
+            let report = self.shared.stop_report();
+            log::info!("the server on {} has ended: {report}", self.shared.local_addr);
+        }
     }
 }
 
@@ -322,22 +382,38 @@ struct LoopServer<F> {
     shared: Arc<Shared>,
     context: Rc<Context>,
     factory: Rc<RefCell<F>>,
+    /// If the loop accepts for itself.
+    acceptor: Cell<Option<Token>>,
 }
 
-impl<F> LoopServer<F> {
-    fn new(
+impl<F, H> LoopServer<F>
+where
+    F: FnMut(&Connection<'_>) -> H + 'static,
+    H: Handler,
+{
+    fn install(
         event_loop: &EventLoop,
-        shared: Arc<Shared>,
+        shared: &Arc<Shared>,
         limits: Limits,
-        counters: Arc<Counters>,
+        part: Part,
         factory: F,
-    ) -> LoopServer<F> {
+    ) -> io::Result<()> {
         let on_closed = {
             let (shared, handle) = (shared.clone(), event_loop.handle());
-            move |_: &EventLoop| closed(&shared, &handle)
+            move |_: &EventLoop, peer: &Address| {
+                shared.admission.leave(peer);
+                handle.remove_load();
+            }
         };
-        let context = Rc::new(Context::new(event_loop, limits, counters, on_closed));
-        LoopServer { shared, context, factory: Rc::new(RefCell::new(factory)) }
+        let context = Rc::new(Context::new(event_loop, limits, part.counters, on_closed));
+        let (factory, acceptor) = (Rc::new(RefCell::new(factory)), Cell::new(None));
+        if let Some(listener) = part.listener {
+            let entrance = Entrance::new(event_loop, shared, None);
+            acceptor.set(Some(Acceptor::start(event_loop, listener, entrance)?));
+        }
+        let server = LoopServer { shared: shared.clone(), context, factory, acceptor };
+        event_loop.local::<Servers>().serving.borrow_mut().insert(shared.id, Rc::new(server));
+        Ok(())
     }
 }
 
@@ -367,6 +443,10 @@ where
         if !first {
             return;
         }
+        if let Some(acceptor) = self.acceptor.take() {
+            event_loop.deregister(acceptor);
+        }
+        context.begin_stopping();
         for resident in context.registry.select(|core| core.belongs_to(context)) {
             resident.on_stopping(event_loop);
         }

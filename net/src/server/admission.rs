@@ -1,0 +1,206 @@
+//! Who is let in: how many at once, how many of one peer, and what the refused are told.
+//!
+//! The counts are shared by all loops, for connections end where they live. Connections change them
+//! when they begin and end, and never in between.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit};
+use ruduo_reactor::EventLoop;
+
+use crate::connection::endpoint::Endpoint;
+use crate::context::Context;
+use crate::limits::{Deadlines, Limits};
+use crate::transport::Plain;
+use crate::{Address, Buffer, Connection, Handler};
+
+/// The longest message to those who are refused; what every socket's buffer takes at once.
+const MAX_MESSAGE: usize = 1024;
+
+/// How many of the refused a loop is busy with at once. The others are closed without a word.
+const MAX_FAREWELLS: usize = 64;
+
+/// How long a refused peer may take to take its leave.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Descriptors that a server needs beside its connections: listeners, pollers, the program's own.
+const SPARE_DESCRIPTORS: usize = 64;
+
+/// The bounds, as they are set.
+#[derive(Clone, Debug)]
+pub(super) struct Bounds {
+    pub(super) total: usize,
+    pub(super) per_peer: usize,
+    pub(super) message: Option<Arc<[u8]>>,
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        Bounds { total: usize::MAX, per_peer: usize::MAX, message: None }
+    }
+}
+
+impl Bounds {
+    pub(super) fn check(&self) -> io::Result<()> {
+        match &self.message {
+            Some(message) if message.len() > MAX_MESSAGE => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "the message to the refused has {} bytes, and {MAX_MESSAGE} are the most",
+                    message.len()
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// A limit that the system does not let us reach is worth a line before it matters.
+    pub(super) fn compare_with_system(&self) {
+        let needed = self.total.saturating_add(SPARE_DESCRIPTORS);
+        match getrlimit(Resource::RLIMIT_NOFILE) {
+            Ok((soft, _)) if self.total < usize::MAX && soft < needed as u64 => log::warn!(
+                "max_connections is {}, but this process may have {soft} descriptors: set \
+                 'ulimit -n {needed}' (systemd: LimitNOFILE={needed}) or a lower limit",
+                self.total
+            ),
+            _ => {}
+        }
+    }
+}
+
+impl fmt::Display for Bounds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = |n: usize| if n == usize::MAX { "any".to_owned() } else { n.to_string() };
+        write!(f, "{} connections, {} of a peer", number(self.total), number(self.per_peer))
+    }
+}
+
+/// Why a connection is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    MaxConnections,
+    MaxPerPeer,
+}
+
+/// Counts those who are in.
+pub(super) struct Admission {
+    pub(super) bounds: Bounds,
+    open: AtomicUsize,
+    /// Empty if there is no limit to them.
+    peers: Mutex<HashMap<IpAddr, usize>>,
+    pub(super) refused_max_connections: AtomicU64,
+    pub(super) refused_max_per_peer: AtomicU64,
+}
+
+impl Admission {
+    pub(super) fn new(bounds: Bounds) -> Admission {
+        Admission {
+            bounds,
+            open: AtomicUsize::new(0),
+            peers: Mutex::default(),
+            refused_max_connections: AtomicU64::new(0),
+            refused_max_per_peer: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// One more, if there is room. [`leave`](Admission::leave) has to follow, sooner or later.
+    pub(super) fn enter(&self, peer: &Address) -> Result<(), Refusal> {
+        // Several acceptors may be at it, so first take the place and then look.
+        if self.open.fetch_add(1, Ordering::Relaxed) >= self.bounds.total {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            self.refused_max_connections.fetch_add(1, Ordering::Relaxed);
+            return Err(Refusal::MaxConnections);
+        }
+        if let Some(host) = self.counted_host(peer) {
+            let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+            let of_this = peers.entry(host).or_default();
+            if *of_this >= self.bounds.per_peer {
+                if *of_this == 0 {
+                    peers.remove(&host);
+                }
+                self.open.fetch_sub(1, Ordering::Relaxed);
+                self.refused_max_per_peer.fetch_add(1, Ordering::Relaxed);
+                return Err(Refusal::MaxPerPeer);
+            }
+            *of_this += 1;
+        }
+        Ok(())
+    }
+
+    pub(super) fn leave(&self, peer: &Address) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        if let Some(host) = self.counted_host(peer) {
+            let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(of_this) = peers.get_mut(&host) {
+                *of_this -= 1;
+                if *of_this == 0 {
+                    peers.remove(&host);
+                }
+            }
+        }
+    }
+
+    /// Whose connection it is, if that matters. An IPv6 host has a network of its own to choose
+    /// addresses from, so its first 64 bits count.
+    fn counted_host(&self, peer: &Address) -> Option<IpAddr> {
+        let Address::Ip(address) = peer else { return None };
+        (self.bounds.per_peer < usize::MAX).then(|| match address.ip().to_canonical() {
+            IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
+            ip @ IpAddr::V4(_) => ip,
+        })
+    }
+}
+
+/// Tells the refused why, on one loop. A peer may have sent something already, and closing a socket
+/// with unread input is a reset, which may overtake the message. So the refused are connections
+/// for a moment: they get the message and the end of the stream, what they send is thrown away, and
+/// they have a second to go. The price is a descriptor for that time, hence the bound.
+pub(super) struct Farewell {
+    message: Arc<[u8]>,
+    context: Rc<Context>,
+}
+
+impl Farewell {
+    pub(super) fn new(event_loop: &EventLoop, message: Arc<[u8]>) -> Farewell {
+        let deadlines =
+            Deadlines { linger: FAREWELL, write_stall: FAREWELL, ..Deadlines::default() };
+        let limits = Limits { read_size: 4096, deadlines, ..Limits::default() };
+        let context = Context::new(event_loop, limits, Arc::default(), |_, _| {});
+        Farewell { message, context: Rc::new(context) }
+    }
+
+    pub(super) fn say(&self, event_loop: &EventLoop, socket: OwnedFd, peer: Address) {
+        if self.context.open() >= MAX_FAREWELLS {
+            return;
+        }
+        match Endpoint::open(event_loop, &self.context, (socket, peer), Plain) {
+            Ok(endpoint) => endpoint.begin(event_loop, |_| Leaving(self.message.clone())),
+            Err(e) => log::debug!("closing {e}"),
+        }
+    }
+}
+
+struct Leaving(Arc<[u8]>);
+
+impl Handler for Leaving {
+    fn on_connect(&mut self, conn: &Connection<'_>) {
+        conn.send_shared(self.0.clone());
+        conn.finish();
+    }
+
+    fn on_message(&mut self, _: &Connection<'_>, input: &mut Buffer) {
+        input.clear();
+    }
+}

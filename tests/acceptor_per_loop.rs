@@ -1,0 +1,148 @@
+//! Servers each loop of which accepts for itself.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::Duration;
+
+use common::{Running, eventually, read_n, serve, within};
+use ruduo::{EventLoop, LoopPool, Server, TcpServer};
+
+fn write(mut stream: &TcpStream, bytes: impl AsRef<[u8]>) {
+    stream.write_all(bytes.as_ref()).unwrap();
+}
+
+fn bind(event_loop: &EventLoop) -> io::Result<Server<'_>> {
+    TcpServer::builder(event_loop).acceptor_per_loop(true).bind("127.0.0.1:0")
+}
+
+/// Answers with the name of the thread that serves.
+fn serve_names(settings: impl FnOnce(Server<'_>) -> Server<'_> + Send + 'static) -> Running {
+    serve(move |event_loop| {
+        settings(bind(event_loop)?)
+            .on_message(|conn, input| {
+                input.clear();
+                conn.send(thread::current().name().unwrap_or("?"));
+            })
+            .start()
+    })
+}
+
+fn name(peer: &TcpStream, len: usize) -> String {
+    write(peer, "?");
+    String::from_utf8(read_n(peer, len)).unwrap()
+}
+
+#[test]
+fn every_loop_accepts_its_own_on_one_port() {
+    each_poller!().run(|| {
+        let running = serve_names(|server| server.threads(3));
+        let peers: Vec<_> = (0..200).map(|_| running.connect()).collect();
+        let mut served = HashMap::new();
+        for peer in &peers {
+            *served.entry(name(peer, 7)).or_insert(0) += 1;
+        }
+        // The kernel chooses by a hash of the ports; 200 of them leave no loop out.
+        let mut names: Vec<_> = served.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["ruduo-0", "ruduo-1", "ruduo-2"], "{served:?}");
+        let metrics = running.server.metrics();
+        assert_eq!((metrics.accepted, metrics.open, metrics.lost), (200, 200, 0), "{metrics}");
+
+        running.server.stop(Duration::ZERO);
+        let report = running.server.wait().unwrap();
+        assert_eq!((report.drained, report.cut), (0, 200));
+        assert!(TcpStream::connect(running.addr()).is_err(), "somebody still listens");
+    });
+}
+
+#[test]
+fn without_threads_it_is_the_loop_itself() {
+    each_poller!().run(|| {
+        let running = serve_names(|server| server);
+        assert_eq!(name(&running.connect(), 9), "test-loop");
+        running.server.stop(Duration::ZERO);
+        running.server.wait().unwrap();
+    });
+}
+
+#[test]
+fn a_pool_that_is_shared_will_do() {
+    each_poller!().run(|| {
+        let running = serve(|event_loop| {
+            let pool = LoopPool::builder(event_loop).threads(2).name("pool").start()?;
+            bind(event_loop)?.pool(&pool).on_message(|conn, _| conn.send("x")).start()
+        });
+        let peers: Vec<_> = (0..50).map(|_| running.connect()).collect();
+        for peer in &peers {
+            assert_eq!(name(peer, 1), "x");
+        }
+        running.server.stop(Duration::ZERO);
+        assert_eq!(running.server.wait().unwrap().cut, 50);
+        assert!(TcpStream::connect(running.addr()).is_err(), "somebody still listens");
+    });
+}
+
+#[test]
+fn the_limit_of_connections_is_that_of_all_loops_together() {
+    const LIMIT: usize = 20;
+    each_poller!().run(|| {
+        let running = serve_names(|server| server.threads(3).max_connections(LIMIT));
+        let peers: Vec<_> = (0..100).map(|_| running.connect()).collect();
+        let decided = || {
+            let metrics = running.server.metrics();
+            metrics.accepted + metrics.refused.max_connections
+        };
+        eventually("all are let in or not", || decided() == 100);
+        let metrics = running.server.metrics();
+        // Two loops that look at the same time at the last place may both give it up.
+        assert!((LIMIT as u64 - 2..=LIMIT as u64).contains(&metrics.accepted), "{metrics}");
+        let is_served = |peer: &&TcpStream| {
+            let _ = (&mut &**peer).write(b"?");
+            matches!((&mut &**peer).read(&mut [0; 7]), Ok(7))
+        };
+        assert_eq!(peers.iter().filter(is_served).count() as u64, metrics.accepted);
+    });
+}
+
+#[test]
+fn a_stop_while_connections_flood_in_ends_them_all() {
+    each_poller!().run(|| {
+        let running = serve_names(|server| server.threads(2));
+        let address = running.addr();
+        let flood = thread::spawn(move || {
+            let connect = |_| TcpStream::connect(address).ok();
+            (0..).map_while(connect).take(2000).collect::<Vec<_>>()
+        });
+        eventually("the flood has begun", || running.server.metrics().accepted >= 20);
+        running.server.stop(Duration::ZERO);
+        running.server.wait().unwrap();
+        let metrics = running.server.metrics();
+        assert_eq!((metrics.open, metrics.lost), (0, 0), "{metrics}");
+        assert_eq!(metrics.accepted, metrics.closed.total(), "{metrics}");
+        drop(flood.join().unwrap());
+    });
+}
+
+#[test]
+fn a_panic_while_a_loop_begins_is_an_error_and_nobody_listens() {
+    each_poller!().expect_log("panicked: on purpose").run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let server = bind(&event_loop).unwrap().threads(2);
+        let (send, receive) = std::sync::mpsc::channel();
+        let error = server
+            .serve_per_loop(move |event_loop| {
+                send.send(event_loop.handle()).unwrap();
+                assert!(thread::current().name() != Some("ruduo-1"), "on purpose");
+                |_: &ruduo::Connection<'_>| ruduo::handler_fn(|_, _| {})
+            })
+            .unwrap_err();
+        assert!(error.to_string().contains("panicked"), "{error}");
+        assert!(within(&receive).is_ended());
+    });
+}
