@@ -192,6 +192,26 @@ fn b62_clients_that_leave_at_once_leave_nothing_behind() {
     });
 }
 
+/// Nobody accepts there, and from some number on the kernel does not answer for it either.
+#[test]
+fn targets_that_do_not_answer_take_only_so_many_threads() {
+    const MOST: usize = 200;
+    alone!().run(|| {
+        let scene = Scene::new(&[]);
+        let refused = || scene.relay.log().contains("targets are being connected already");
+        let mut clients = Vec::new();
+        while !refused() {
+            clients.push(scene.relay.connect());
+            let threads = fs::read_dir(format!("/proc/{}/task", scene.relay.pid())).unwrap();
+            assert!(threads.count() <= MOST + 10);
+            assert!(clients.len() < 5000, "nobody was refused");
+        }
+        assert!(clients.len() > MOST);
+        drop(clients);
+        scene.relay.ends_well_on(Signal::SIGTERM);
+    });
+}
+
 #[test]
 fn a_stop_leaves_what_goes_on_its_time() {
     alone!().run(|| {

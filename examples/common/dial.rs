@@ -1,10 +1,13 @@
 //! Connecting the one side of a relay to the other, for the examples that are relays.
 //!
 //! Looking up a name and connecting may take long, so a thread of its own does both. Then the stream
-//! is given to the loop of the connection that is to be joined, and the two belong together.
+//! is given to the loop of the connection that is to be joined, and the two belong together. There
+//! are only so many such threads at a time: who comes when all of them wait for targets that do not
+//! answer is told that it can't be.
 
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -12,6 +15,26 @@ use ruduo::{Connection, ConnectionHandle, EventLoop, Handler, HandlerHandle, Rel
 
 /// How long each of a name's addresses may take to accept.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+const MAX_DIALS: usize = 200;
+static DIALS: AtomicUsize = AtomicUsize::new(0);
+
+/// One of those that may be going on; gives its place back when dropped.
+struct Dial;
+
+impl Dial {
+    fn begin() -> Option<Dial> {
+        let one_more = |n| (n < MAX_DIALS).then_some(n + 1);
+        DIALS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        Some(Dial)
+    }
+}
+
+impl Drop for Dial {
+    fn drop(&mut self) {
+        DIALS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// A connection that came to us and is to be joined with another.
 pub(crate) trait Front: Handler {
@@ -32,11 +55,16 @@ pub(crate) struct Deadlines {
 /// Connects to `target` (a name or address, and a port) and joins `conn`, whose handler is an `F`,
 /// with what comes of it. Until then, reading pauses.
 pub(crate) fn join<F: Front>(conn: &Connection, target: String, deadlines: Deadlines) {
+    let Some(place) = Dial::begin() else {
+        log::warn!("{}: {MAX_DIALS} targets are being connected already", conn.peer_addr());
+        return conn.reset();
+    };
     conn.pause_reading();
     let front: HandlerHandle<F> = conn.handle_for();
     let event_loop = conn.event_loop().handle();
     let dial = move || {
         let stream = connect(&target);
+        drop(place);
         // If the loop has ended, so has the connection.
         let _ = event_loop.post(move |event_loop| give(event_loop, front, stream, deadlines));
     };

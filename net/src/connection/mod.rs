@@ -70,8 +70,10 @@ use crate::{Address, Buffer, ConnectionId, DecodeError};
 /// | [`close`](Connection::close) | is dropped | is dropped | the end of the stream, or a reset if input was unread |
 /// | [`reset`](Connection::reset) | is dropped | is dropped | a reset |
 ///
-/// The first three wait for the peer's end, but not for ever
-/// ([`Server::linger`](crate::Server::linger)). Then
+/// The first three wait for the peer, but not for ever: until it has taken all output
+/// ([`Server::write_stall_timeout`](crate::Server::write_stall_timeout)) and come to its end
+/// ([`Server::linger`](crate::Server::linger)). A connection that is cut while output waits, by a
+/// deadline, a limit or the end of a stop, ends with a reset. Then
 /// [`Handler::on_close`](crate::Handler::on_close) is called with the reason.
 #[derive(Clone, Copy)]
 pub struct Connection<'l> {
@@ -175,8 +177,10 @@ impl<'l> Connection<'l> {
     }
 
     /// Finishes: sends what is queued, then the end of our stream (FIN), goes on delivering what
-    /// the peer sends until it finishes too, and closes. A peer that does nothing for the time
-    /// of [`linger`](crate::Server::linger) is cut. What is sent after this is dropped.
+    /// the peer sends until it finishes too, and closes. A peer that does not take what is queued is
+    /// cut ([`write_stall_timeout`](crate::Server::write_stall_timeout)), and so is one that then
+    /// does nothing for the time of [`linger`](crate::Server::linger). What is sent after this is
+    /// dropped.
     pub fn shutdown(&self) {
         self.in_order(Operation::Shutdown);
     }
