@@ -430,7 +430,7 @@ impl Source for Told {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
-    fn on_event(&self, event_loop: &EventLoop, event: Event) {
+    fn on_event(self: Rc<Self>, event_loop: &EventLoop, event: Event) {
         self.note(event_loop, "event");
         _ = read(&self.socket, 1);
         event_loop.at_turn_end(event.token);

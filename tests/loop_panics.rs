@@ -215,7 +215,7 @@ impl Source for Trapped {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
-    fn on_event(&self, event_loop: &EventLoop, event: Event) {
+    fn on_event(self: Rc<Self>, event_loop: &EventLoop, event: Event) {
         event_loop.set_interest(event.token, Interest::NONE).unwrap();
         event_loop.at_turn_end(event.token);
         self.step_on("event");
@@ -267,7 +267,7 @@ fn b45_a_source_that_panics_when_told_of_its_panic_is_removed() {
         fn as_fd(&self) -> BorrowedFd<'_> {
             self.0.as_fd()
         }
-        fn on_event(&self, event_loop: &EventLoop, _: Event) {
+        fn on_event(self: Rc<Self>, event_loop: &EventLoop, _: Event) {
             event_loop.run_after(bare_loop::A_WHILE, EventLoop::quit);
             panic!("boom");
         }

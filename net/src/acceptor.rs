@@ -189,7 +189,7 @@ impl Source for Acceptor {
         self.listener.as_fd()
     }
 
-    fn on_event(&self, event_loop: &EventLoop, event: Event) {
+    fn on_event(self: Rc<Self>, event_loop: &EventLoop, event: Event) {
         for _ in 0..self.next_burst(event_loop) {
             if !self.accept(event_loop, event.token) {
                 break;

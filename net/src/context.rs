@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ruduo_reactor::EventLoop;
 
+use crate::connection::MAX_OFFER;
 use crate::lender::Lender;
 use crate::limits::Limits;
 use crate::metrics::Counters;
@@ -15,6 +16,8 @@ use crate::{Address, CloseReason};
 /// Each connection has one pointer to it.
 pub(crate) struct Context {
     pub(crate) limits: Limits,
+    /// A buffer of no more memory than this can be queued, and be offered to the kernel at once.
+    pub(crate) single: usize,
     pub(crate) lender: Lender,
     pub(crate) registry: Rc<Registry>,
     pub(crate) counters: Arc<Counters>,
@@ -38,6 +41,7 @@ impl Context {
     ) -> Context {
         Context {
             limits,
+            single: limits.output.min(MAX_OFFER),
             lender: Lender::new(limits.read_size),
             registry: event_loop.local(),
             counters,

@@ -4,14 +4,14 @@ use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
 
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
-use ruduo_reactor::sys::socket;
+use ruduo_reactor::sys::socket::{self, Moved};
 
 /// What moves the bytes of a connection. An endpoint is compiled for each transport, so the plain
 /// one costs nothing.
 pub(crate) trait Transport: 'static {
     /// Receives into the spare room of `bytes`, which there is. 0 is the end of the stream.
-    fn recv(&self, socket: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> io::Result<usize>;
-    fn send(&self, socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize>;
+    fn recv(&self, socket: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> Moved;
+    fn send(&self, socket: BorrowedFd<'_>, bytes: &[u8]) -> Moved;
     fn send_slices(&self, socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize>;
     fn send_file(
         &self,
@@ -29,12 +29,12 @@ pub(crate) struct Plain;
 
 impl Transport for Plain {
     #[inline(always)]
-    fn recv(&self, socket: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> io::Result<usize> {
+    fn recv(&self, socket: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> Moved {
         socket::recv(socket, bytes)
     }
 
     #[inline(always)]
-    fn send(&self, socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    fn send(&self, socket: BorrowedFd<'_>, bytes: &[u8]) -> Moved {
         socket::send(socket, bytes)
     }
 

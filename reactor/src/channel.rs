@@ -48,8 +48,8 @@ pub trait Source: 'static {
     /// The descriptor. The same one for as long as the source is registered.
     fn as_fd(&self) -> BorrowedFd<'_>;
 
-    /// The descriptor is ready.
-    fn on_event(&self, event_loop: &EventLoop, event: Event);
+    /// The descriptor is ready. `self` is held by the loop, and so outlives a deregistration in here.
+    fn on_event(self: Rc<Self>, event_loop: &EventLoop, event: Event);
 
     /// The end of a turn for which [`EventLoop::at_turn_end`] was called.
     fn on_turn_end(&self, event_loop: &EventLoop, token: Token) {
@@ -119,7 +119,7 @@ where
         self.source.as_fd()
     }
 
-    fn on_event(&self, event_loop: &EventLoop, event: Event) {
+    fn on_event(self: Rc<Self>, event_loop: &EventLoop, event: Event) {
         // Only the loop calls this, and never nested.
         (self.handler.borrow_mut())(event_loop, &self.source, event);
     }

@@ -10,6 +10,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -241,7 +242,7 @@ impl<F: FnMut(&EventLoop) + 'static> Source for Notified<F> {
         self.notifier.as_fd()
     }
 
-    fn on_event(&self, event_loop: &EventLoop, _event: Event) {
+    fn on_event(self: Rc<Self>, event_loop: &EventLoop, _event: Event) {
         self.notifier.acknowledge();
         // Only the loop calls this, and never nested.
         (self.callback.borrow_mut())(event_loop);

@@ -27,13 +27,11 @@ pub(crate) struct Core {
     socket: OwnedFd,
     peer: Address,
     pub(super) context: Rc<Context>,
-    pub(super) state: RefCell<State>,
+    pub(super) state: State,
     pub(super) received: Cell<u64>,
     pub(super) token: Cell<Token>,
     /// What the poller was last told.
     pub(super) interest: Cell<Interest>,
-    /// The loop is inside one of this connection's events, and will look at the state after it.
-    pub(super) busy: Cell<bool>,
     /// The loop has been asked to look at the state at the end of the turn.
     scheduled: Cell<bool>,
     /// What handles on other threads share with us; made with the first handle.
@@ -62,11 +60,10 @@ impl Core {
             socket,
             peer,
             context,
-            state: RefCell::default(),
+            state: State::default(),
             received: Cell::new(0),
             token: Cell::new(Token(u64::MAX)),
             interest: Cell::new(Interest::READ),
-            busy: Cell::new(false),
             scheduled: Cell::new(false),
             posted: OnceCell::new(),
             in_call: Cell::new(false),
@@ -101,7 +98,7 @@ impl Core {
     /// sends leaves together.
     #[inline]
     pub(super) fn touch(&self, event_loop: &EventLoop) {
-        if !self.busy.get() {
+        if !self.state.is_in_event() {
             self.schedule(event_loop);
         }
     }
@@ -119,7 +116,7 @@ impl Core {
 
     /// Ends the connection for a reason of our own, after the current callback.
     pub(crate) fn end(&self, event_loop: &EventLoop, reason: CloseReason) {
-        self.state.borrow_mut().end(reason);
+        self.state.end(reason);
         self.touch(event_loop);
     }
 }
@@ -140,7 +137,7 @@ impl Core {
         outgoing: Outgoing<'_>,
     ) -> Result<(), Refusal> {
         let Context { limits, lender, .. } = &*self.context;
-        self.state.borrow_mut().queue(outgoing, limits, lender)?;
+        self.state.queue(outgoing, limits, lender)?;
         self.touch(event_loop);
         Ok(())
     }
@@ -148,13 +145,8 @@ impl Core {
     /// Queues the contents of a buffer if that is the short way: nothing else waits, here or on
     /// its way here.
     #[inline(always)]
-    pub(super) fn queue_first(&self, event_loop: &EventLoop, buffer: &mut Buffer) -> bool {
-        let queued = !self.has_outstanding()
-            && self.state.borrow_mut().queue_first(buffer, &self.context.limits);
-        if queued {
-            self.touch(event_loop);
-        }
-        queued
+    pub(super) fn queue_first(&self, buffer: &mut Buffer) -> bool {
+        !self.has_outstanding() && self.state.queue_first(buffer, self.context.single)
     }
 
     /// Queues output for a caller who gets no error: what cannot be sent is counted, and output
@@ -191,18 +183,18 @@ impl Core {
                 self.touch(event_loop);
             }
             Operation::Shutdown => {
-                self.state.borrow_mut().shutdown();
+                self.state.shutdown();
                 self.touch(event_loop);
             }
             Operation::Close => self.end(event_loop, CloseReason::Closed),
             Operation::Reset => self.end(event_loop, CloseReason::Reset),
             Operation::Pause => {
                 metrics::add(&self.context.counters.paused_by_program, 1);
-                self.state.borrow_mut().pause();
+                self.state.pause();
                 self.touch(event_loop);
             }
             Operation::Resume => {
-                self.state.borrow_mut().resume();
+                self.state.resume();
                 self.touch(event_loop);
             }
         }
@@ -229,8 +221,7 @@ impl Core {
     }
 
     pub(super) fn posted(&self) -> &Arc<Posted> {
-        self.posted
-            .get_or_init(|| Arc::new(Posted::new(&self.context.limits, &self.state.borrow())))
+        self.posted.get_or_init(|| Arc::new(Posted::new(&self.context.limits, &self.state)))
     }
 
     /// What handles share with us, if there have been any.

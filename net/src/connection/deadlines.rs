@@ -142,7 +142,7 @@ impl Core {
     }
 
     fn awaited(&self) -> Option<Await> {
-        match self.state.borrow().awaited() {
+        match self.state.awaited() {
             Some(Await::Input) if self.received.get() == 0 => Some(Await::FirstByte),
             awaited => awaited,
         }
@@ -191,7 +191,7 @@ impl Core {
 
     /// How far the peer has come with what is awaited of it.
     fn progress(&self, awaited: Await) -> Progress {
-        let state = self.state.borrow();
+        let state = &self.state;
         let takes = matches!(awaited, Await::Taking | Await::End);
         // The kernel says that there is room for more in large steps only, but it knows better. Where
         // it cannot be asked, the steps have to do.

@@ -24,9 +24,9 @@ use nix::sys::socket::{getsockopt, sockopt};
 use ruduo_reactor::{Channel, Event, EventLoop, Interest, Ready, Source, Token};
 
 use super::core::Core;
-use super::output::{self, MAX_OFFER, Next};
+use super::output::{self, MAX_OFFER, Next, Output};
 use super::reason::CloseReason;
-use super::state::{Crossed, State};
+use super::state::Crossed;
 use crate::context::Context;
 use crate::handler::Handler;
 use crate::metrics;
@@ -71,7 +71,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         event_loop: &EventLoop,
         make_handler: impl FnOnce(&Connection<'_>) -> H,
     ) {
-        if self.core.state.borrow().is_ended() {
+        if self.core.state.is_ended() {
             return;
         }
         let conn = Connection::new(event_loop, &self.core);
@@ -82,7 +82,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         }
         self.enter(event_loop, "on_connect", |handler, conn| handler.on_connect(conn));
         self.core.watch_peer(event_loop);
-        if !self.core.state.borrow().is_quiet() {
+        if !self.core.state.is_quiet() {
             self.core.touch(event_loop);
         }
     }
@@ -90,7 +90,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     /// Calls the handler from outside an event. Not when it has closed the connection and only the
     /// end of the turn is awaited.
     fn enter(&self, event_loop: &EventLoop, what: &str, f: impl FnOnce(&mut H, &Connection<'_>)) {
-        if self.core.state.borrow().is_ended() {
+        if self.core.state.is_ended() {
             return;
         }
         let conn = Connection::new(event_loop, &self.core);
@@ -103,7 +103,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
             self.core.end(event_loop, CloseReason::Panicked);
         }
         // At the place of this callback in the order of operations.
-        let refused = self.core.state.borrow_mut().take_refusal();
+        let refused = self.core.state.take_refusal();
         if refused {
             conn.shutdown();
         }
@@ -118,19 +118,19 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         steps_1_and_2: impl FnOnce(&mut H, &Connection<'_>) -> bool,
     ) {
         let conn = Connection::new(event_loop, &self.core);
-        self.core.busy.set(true);
+        self.core.state.enter_event();
         let over = match &mut *self.handler.borrow_mut() {
             Some(handler) => {
                 let drained = steps_1_and_2(handler, &conn);
                 self.settle(handler, &conn, drained)
             }
             // Not begun, or never to begin.
-            None => self.core.state.borrow().is_over(),
+            None => self.core.state.is_over(),
         };
         if over {
             self.tear_down(&conn);
         }
-        self.core.busy.set(false);
+        self.core.state.leave_event();
     }
 
     /// Step 2: one receive, and what came goes to the handler. False if reading is not wanted.
@@ -138,8 +138,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     fn receive(&self, handler: &mut H, conn: &Connection<'_>) -> bool {
         let core = &self.core;
         let Context { lender, counters, .. } = &*core.context;
-        let nothing_left = core.state.borrow_mut().wants_read_into_empty();
-        let mut input = if nothing_left {
+        let mut input = if core.state.is_untouched() {
             lender.lend()
         } else {
             match self.take_input() {
@@ -147,13 +146,13 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
                 None => return self.discard_input(),
             }
         };
-        match self.transport.recv(core.socket(), input.storage_mut()) {
-            Ok(n) if n > 0 => {
-                core.received.set(core.received.get() + n as u64);
-                metrics::add(&counters.received, n);
-                self.deliver(handler, conn, input);
-            }
-            outcome => self.received_nothing(input, outcome),
+        let moved = self.transport.recv(core.socket(), input.storage_mut());
+        if let Some(n) = moved.some() {
+            core.received.set(core.received.get() + n as u64);
+            metrics::add(&counters.received, n);
+            self.deliver(handler, conn, input);
+        } else {
+            self.received_nothing(input, moved.into_result());
         }
         true
     }
@@ -162,7 +161,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     #[inline(never)]
     fn take_input(&self) -> Option<Buffer> {
         let Context { limits, lender, .. } = &*self.core.context;
-        let mut input = self.core.state.borrow_mut().begin_read()?;
+        let mut input = self.core.state.begin_read()?;
         if input.capacity() < lender.size() {
             let rest = std::mem::replace(&mut input, lender.lend());
             input.append(rest.readable());
@@ -182,17 +181,17 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     fn discard_input(&self) -> bool {
         let core = &self.core;
         let Context { lender, counters, .. } = &*core.context;
-        if !core.state.borrow().wants_to_discard() {
+        if !core.state.wants_to_discard() {
             return false;
         }
         let mut input = lender.lend();
-        match self.transport.recv(core.socket(), input.storage_mut()) {
-            Ok(n) if n > 0 => {
-                core.received.set(core.received.get() + n as u64);
-                metrics::add(&counters.received, n);
-                lender.give_back(input);
-            }
-            outcome => self.received_nothing(input, outcome),
+        let moved = self.transport.recv(core.socket(), input.storage_mut());
+        if let Some(n) = moved.some() {
+            core.received.set(core.received.get() + n as u64);
+            metrics::add(&counters.received, n);
+            lender.give_back(input);
+        } else {
+            self.received_nothing(input, moved.into_result());
         }
         true
     }
@@ -202,7 +201,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     #[inline(never)]
     fn received_nothing(&self, input: Buffer, outcome: io::Result<usize>) {
         let Context { limits, lender, .. } = &*self.core.context;
-        let mut state = self.core.state.borrow_mut();
+        let state = &self.core.state;
         state.keep_input(lender.trim(input), limits, self.core.posted_bytes());
         match outcome {
             Ok(_) => state.peer_eof(),
@@ -230,7 +229,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         let rest = lender.trim(input);
         let full = rest.len() >= limits.input;
         let posted = self.core.posted_bytes();
-        self.core.state.borrow_mut().keep_input(rest, limits, posted);
+        self.core.state.keep_input(rest, limits, posted);
         if full && conn.wants_input() {
             self.core.end(conn.event_loop(), CloseReason::InputFull { limit: limits.input });
         }
@@ -241,16 +240,15 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     #[inline(never)]
     fn on_unusual_event(&self, handler: &mut H, conn: &Connection<'_>, ready: Ready) -> bool {
         let gone = Ready::ERROR | Ready::HANGUP;
-        let mut state = self.core.state.borrow_mut();
+        let state = &self.core.state;
         let writable = state.is_blocked() && ready.intersects(Ready::WRITE | gone);
         let drained = writable && {
             state.unblock();
-            self.flush(&mut state)
+            self.flush()
         };
-        drop(state);
         let received = ready.intersects(Ready::READ | gone) && self.receive(handler, conn);
         // Input that is held back is no reason not to read what comes after it.
-        let stays_unread = !received && !self.core.state.borrow().wants_read();
+        let stays_unread = !received && !self.core.state.wants_read();
         if stays_unread && ready.intersects(gone) {
             self.hung_up();
         }
@@ -260,7 +258,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     /// The peer is gone: both directions have ended, or an error is pending.
     fn hung_up(&self) {
         let Context { lender, .. } = &*self.core.context;
-        let mut state = self.core.state.borrow_mut();
+        let state = &self.core.state;
         if state.is_read_over() {
             // Nothing is left to read that would tell the reason.
             let error = match getsockopt(&self.core.socket(), sockopt::SocketError) {
@@ -277,29 +275,37 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
 
     /// Steps 1 and 4: one system call with all that is queued, or as much of it as fits. True if
     /// nothing is left.
+    fn flush(&self) -> bool {
+        if self.core.state.has_single_output() { self.flush_single() } else { self.flush_several() }
+    }
+
     #[inline(always)]
-    fn flush(&self, state: &mut State) -> bool {
+    fn flush_single(&self) -> bool {
+        let state = &self.core.state;
         let Context { lender, counters, .. } = &*self.core.context;
-        let Some(bytes) = state.single_output() else { return self.flush_several(state) };
+        let single = state.take_single();
+        let bytes = single.readable();
         let offered = bytes.len();
-        match self.transport.send(self.core.socket(), bytes) {
-            Ok(n) if n == offered => {
-                metrics::add(&counters.sent, n);
-                state.wrote_single(lender);
-                true
-            }
-            outcome => self.wrote(state, offered, outcome),
+        let moved = self.transport.send(self.core.socket(), bytes);
+        if moved.is(offered) {
+            metrics::add(&counters.sent, offered);
+            state.all_sent(offered);
+            lender.give_back(single);
+            return true;
         }
+        state.put_single(single);
+        self.wrote(offered, moved.into_result())
     }
 
     #[inline(never)]
-    fn flush_several(&self, state: &mut State) -> bool {
-        let (offered, outcome) = self.send_several(state);
-        self.wrote(state, offered, outcome)
+    fn flush_several(&self) -> bool {
+        let (offered, outcome) = self.core.state.with_output(|output| self.send_several(output));
+        self.wrote(offered, outcome)
     }
 
     #[inline(never)]
-    fn wrote(&self, state: &mut State, offered: usize, outcome: io::Result<usize>) -> bool {
+    fn wrote(&self, offered: usize, outcome: io::Result<usize>) -> bool {
+        let state = &self.core.state;
         let Context { lender, counters, .. } = &*self.core.context;
         match outcome {
             Ok(n) => {
@@ -316,9 +322,9 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         false
     }
 
-    fn send_several(&self, state: &State) -> (usize, io::Result<usize>) {
+    fn send_several(&self, output: &Output) -> (usize, io::Result<usize>) {
         let socket = self.core.socket();
-        match state.next_output() {
+        match output.next() {
             Next::Slices(slices, count) => {
                 let slices = &slices[..count];
                 let offered = slices.iter().map(|slice| slice.len()).sum();
@@ -338,30 +344,28 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     /// over.
     #[inline(always)]
     fn settle(&self, handler: &mut H, conn: &Connection<'_>, mut drained: bool) -> bool {
-        let core = &self.core;
-        let mut state = core.state.borrow_mut();
+        let state = &self.core.state;
+        if state.has_only_output() {
+            drained = self.flush_single();
+            if drained {
+                handler.on_write_complete(conn);
+                drained = false;
+            }
+        } else if !state.is_quiet() {
+            drained = self.steps_3_and_4(handler, conn, drained);
+        }
+        // What is quiet and drained has yet to hear of it.
+        (drained || !state.is_quiet()) && self.conclude(handler, conn, drained)
+    }
+
+    /// Steps 3 and 4 for connections that are not just open.
+    #[inline(never)]
+    fn steps_3_and_4(&self, handler: &mut H, conn: &Connection<'_>, drained: bool) -> bool {
+        let state = &self.core.state;
         if state.is_eof() && state.take_half_close() {
-            drop(state);
             handler.on_half_close(conn);
-            state = core.state.borrow_mut();
         }
-        if state.can_flush() {
-            drained = self.flush(&mut state);
-        }
-        let just_open = state.is_quiet();
-        drop(state);
-        if just_open {
-            if !drained {
-                return false;
-            }
-            handler.on_write_complete(conn);
-            // Not `borrow`, here and in `receive`: that counts its borrowers, and this is hot.
-            if core.state.borrow_mut().is_quiet() {
-                return false;
-            }
-            drained = false;
-        }
-        self.conclude(handler, conn, drained)
+        if state.can_flush() { self.flush() } else { drained }
     }
 
     /// Steps 5 and 6 for connections that are not just open.
@@ -370,30 +374,23 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         let core = &self.core;
         let event_loop = conn.event_loop();
         let limits = &core.context.limits;
-        let mut state = core.state.borrow_mut();
+        let state = &core.state;
         if let Some(crossed) = state.crossed(limits) {
-            let pending = state.pending_output();
-            drop(state);
             core.tell_sources(crossed == Crossed::High);
             match crossed {
                 Crossed::High => {
                     metrics::add(&core.context.counters.paused_by_output, 1);
-                    handler.on_high_water(conn, pending);
+                    handler.on_high_water(conn, state.pending_output());
                 }
                 Crossed::Low => handler.on_low_water(conn),
             }
-            state = core.state.borrow_mut();
         }
         if drained && !state.is_ended() {
-            drop(state);
             handler.on_write_complete(conn);
-            state = core.state.borrow_mut();
         }
         if state.take_refusal() {
-            drop(state);
             // Behind what other threads have posted.
             conn.shutdown();
-            state = core.state.borrow_mut();
         }
         if state.is_fin_due() {
             match self.transport.shutdown(core.socket()) {
@@ -412,7 +409,6 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         interest.set(Interest::WRITE, state.is_blocked());
         state.watched(interest == Interest::READ);
         let more = state.can_flush() || state.is_deliverable(limits, core.posted_bytes());
-        drop(state);
         core.watch_peer(event_loop);
         if more {
             core.schedule(event_loop);
@@ -421,7 +417,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
             && let Err(e) = event_loop.set_interest(core.token.get(), interest)
         {
             // The kernel is out of memory. Without events the connection would hang for ever.
-            core.state.borrow_mut().read_failed(e, &core.context.lender);
+            core.state.read_failed(e, &core.context.lender);
             return true;
         }
         false
@@ -433,8 +429,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         let event_loop = conn.event_loop();
         core.cancel_timers(event_loop);
         core.close_handles();
-        let reason = core.state.borrow_mut().finish(&core.context.lender);
-        if core.state.borrow().resets()
+        let reason = core.state.finish(&core.context.lender);
+        if core.state.resets()
             && let Err(e) = transport::reset_on_close(core.socket())
         {
             log::debug!("{core}: resetting it: {e}");
@@ -445,12 +441,12 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         log::debug!("{core}: {reason}");
         let on_close = || {
             if let Some(handler) = &mut *self.handler.borrow_mut() {
-                handler.on_close(conn, &reason);
+                handler.on_close(conn, reason);
             }
         };
         // Its panic has been logged and counted; there is nothing left to end.
         let _ = event_loop.isolate(format_args!("on_close of {}", self.core), on_close);
-        core.context.closed(event_loop, core.peer(), &reason);
+        core.context.closed(event_loop, core.peer(), reason);
     }
 }
 
@@ -463,7 +459,7 @@ impl<T: Transport, H: Handler> Source for Endpoint<T, H> {
         self.core.to_string()
     }
 
-    fn on_event(&self, event_loop: &EventLoop, event: Event) {
+    fn on_event(self: Rc<Self>, event_loop: &EventLoop, event: Event) {
         self.event(event_loop, |handler, conn| {
             if event.ready != Ready::READ {
                 return self.on_unusual_event(handler, conn, event.ready);
@@ -477,7 +473,7 @@ impl<T: Transport, H: Handler> Source for Endpoint<T, H> {
         self.core.unschedule();
         self.event(event_loop, |handler, conn| {
             let (limits, posted) = (&self.core.context.limits, self.core.posted_bytes());
-            let held = self.core.state.borrow_mut().begin_delivery(limits, posted);
+            let held = self.core.state.begin_delivery(limits, posted);
             if let Some(input) = held {
                 self.deliver(handler, conn, input);
             }
@@ -486,12 +482,12 @@ impl<T: Transport, H: Handler> Source for Endpoint<T, H> {
     }
 
     fn on_panic(&self, event_loop: &EventLoop, _: Token) {
-        self.core.state.borrow_mut().end(CloseReason::Panicked);
+        self.core.state.end(CloseReason::Panicked);
         self.tear_down(&Connection::new(event_loop, &self.core));
     }
 
     fn on_loop_end(&self, event_loop: &EventLoop, _: Token) {
-        self.core.state.borrow_mut().end(CloseReason::LoopEnded);
+        self.core.state.end(CloseReason::LoopEnded);
         self.tear_down(&Connection::new(event_loop, &self.core));
     }
 }

@@ -33,6 +33,7 @@ use self::core::Core;
 pub use self::credentials::PeerCredentials;
 pub use self::handle::{ConnectionHandle, HandlerHandle, SendError};
 use self::operation::{Operation, Payload};
+pub(crate) use self::output::MAX_OFFER;
 use self::output::{FileRange, Outgoing};
 pub use self::reason::CloseReason;
 use crate::{Address, Buffer, ConnectionId, DecodeError};
@@ -137,7 +138,7 @@ impl<'l> Connection<'l> {
     /// moves with its storage.
     #[inline(always)]
     pub fn send_buffer(&self, buffer: &mut Buffer) {
-        if !self.core.queue_first(self.event_loop, buffer) {
+        if !self.core.queue_first(buffer) {
             self.queue(Outgoing::Buffer(buffer));
         }
     }
@@ -192,7 +193,7 @@ impl<'l> Connection<'l> {
     /// peer may lose what we sent.) A server that says everything in `on_connect` and finishes there
     /// has an `on_message` that is never called.
     pub fn finish(&self) {
-        self.core.state.borrow_mut().ignore_input(&self.core.context.lender);
+        self.core.state.ignore_input(&self.core.context.lender);
         self.shutdown();
     }
 
@@ -221,13 +222,12 @@ impl<'l> Connection<'l> {
     /// }
     /// ```
     pub fn reject(&self, input: &mut Buffer, error: DecodeError) {
-        let mut state = self.core.state.borrow_mut();
+        let state = &self.core.state;
         let unread = input.len() + state.input_left();
         let start = self.bytes_received().saturating_sub(unread as u64);
         input.clear();
         let reason = CloseReason::Rejected(error.behind(start));
         state.reject(reason, &self.core.context.lender);
-        drop(state);
         self.core.touch(self.event_loop);
     }
 
@@ -248,7 +248,7 @@ impl<'l> Connection<'l> {
     /// ```
     #[must_use]
     pub fn rejection(&self) -> Option<DecodeError> {
-        match self.core.state.borrow().failure() {
+        match self.core.state.failure() {
             Some(CloseReason::Rejected(error)) => Some(error.clone()),
             _ => None,
         }
@@ -284,7 +284,7 @@ impl<'l> Connection<'l> {
     #[must_use]
     pub fn wants_input(&self) -> bool {
         let posted = self.core.posted_bytes();
-        self.core.state.borrow().wants_input(&self.core.context.limits, posted)
+        self.core.state.wants_input(&self.core.context.limits, posted)
     }
 
     /// How many bytes of input a handler may leave unconsumed
@@ -300,13 +300,13 @@ impl<'l> Connection<'l> {
     /// when it gets there.
     #[must_use]
     pub fn takes_output(&self) -> bool {
-        self.core.state.borrow().takes_output()
+        self.core.state.takes_output()
     }
 
     /// Bytes that wait to be handed to the kernel, those on their way from handles included.
     #[must_use]
     pub fn pending_output(&self) -> usize {
-        self.core.state.borrow().pending_output().saturating_add(self.core.posted_bytes())
+        self.core.state.pending_output().saturating_add(self.core.posted_bytes())
     }
 
     /// Bytes received so far.
@@ -318,7 +318,7 @@ impl<'l> Connection<'l> {
     /// Bytes handed to the kernel so far.
     #[must_use]
     pub fn bytes_sent(&self) -> u64 {
-        self.core.state.borrow().bytes_sent()
+        self.core.state.bytes_sent()
     }
 
     /// Calls [`Handler::on_timer`](crate::Handler::on_timer) with `key` once `after` is over. A

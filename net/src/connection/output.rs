@@ -110,6 +110,13 @@ impl Segment {
         }
     }
 
+    /// It is of no use any more.
+    fn give_back(self, lender: &Lender) {
+        if let Segment::Buffer(buffer) = self {
+            lender.give_back(buffer);
+        }
+    }
+
     /// The unsent bytes, of segments that are in memory.
     fn bytes(&self) -> Option<&[u8]> {
         match self {
@@ -127,13 +134,21 @@ pub(crate) enum Next<'a> {
     File(&'a FileRange),
 }
 
-/// The output of one connection.
+/// The output of one connection: two pointers, for most have none, or a piece that leaves at once.
 #[derive(Default)]
 pub(crate) struct Output {
-    frozen: VecDeque<Segment>,
-    /// Memory held by `frozen`.
-    frozen_weight: usize,
-    tail: Buffer,
+    pub(super) frozen: Option<Box<Frozen>>,
+    /// Has storage only while there is something in it.
+    pub(super) tail: Buffer,
+}
+
+/// The segments before the tail. There is at least one.
+#[derive(Default)]
+pub(crate) struct Frozen {
+    segments: VecDeque<Segment>,
+    /// Memory held.
+    weight: usize,
+    /// Bytes not yet sent.
     len: usize,
 }
 
@@ -141,27 +156,20 @@ impl Output {
     /// Bytes not yet sent.
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.len
+        let frozen = self.frozen.as_ref().map_or(0, |frozen| frozen.len);
+        frozen.saturating_add(self.tail.len())
     }
 
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.len == 0
+        self.frozen.is_none() && !self.tail.has_storage()
     }
 
     /// Memory held, and what it would be with `more` queued. A small piece may be copied into
     /// room that is there, so this is an upper bound.
     pub(crate) fn weight_with(&self, more: &Outgoing<'_>) -> usize {
-        self.frozen_weight + self.tail.capacity() + more.weight()
-    }
-
-    /// Queues the contents of a buffer when nothing else waits. The buffer becomes the tail as it
-    /// is: an echo copies nothing.
-    #[inline(always)]
-    pub(crate) fn push_first(&mut self, buffer: &mut Buffer) {
-        self.len = buffer.len();
-        // The tail is empty and without storage now, which is what the caller's buffer becomes.
-        std::mem::swap(&mut self.tail, buffer);
+        let frozen = self.frozen.as_ref().map_or(0, |frozen| frozen.weight);
+        frozen + self.tail.capacity() + more.weight()
     }
 
     /// Queues behind everything else. Below `SMALL` bytes copying is cheaper than one more segment.
@@ -171,7 +179,8 @@ impl Output {
             return;
         }
         match outgoing {
-            Outgoing::Buffer(buffer) if self.len == 0 => return self.push_first(buffer),
+            // It becomes the tail as it is: an echo copies nothing.
+            Outgoing::Buffer(buffer) if self.is_empty() => self.tail = std::mem::take(buffer),
             // Unless it is mostly empty: behind a slow peer, storage is what counts.
             Outgoing::Buffer(buffer) if len >= SMALL && buffer.capacity() / 4 * 3 <= len => {
                 self.freeze_tail(lender);
@@ -184,11 +193,14 @@ impl Output {
             Outgoing::Bytes(bytes) => self.copy(bytes, lender),
             Outgoing::Shared(bytes) if len < SMALL => self.copy(&bytes, lender),
             Outgoing::Shared(bytes) => {
-                self.push_segment(Segment::Shared { bytes, sent: 0 }, lender);
+                self.freeze_tail(lender);
+                self.freeze(Segment::Shared { bytes, sent: 0 });
             }
-            Outgoing::File(range) => self.push_segment(Segment::File(Box::new(range)), lender),
+            Outgoing::File(range) => {
+                self.freeze_tail(lender);
+                self.freeze(Segment::File(Box::new(range)));
+            }
         }
-        self.len = self.len.saturating_add(len);
     }
 
     fn copy(&mut self, bytes: &[u8], lender: &Lender) {
@@ -204,38 +216,38 @@ impl Output {
         self.tail.append(bytes);
     }
 
-    fn push_segment(&mut self, segment: Segment, lender: &Lender) {
-        self.freeze_tail(lender);
-        self.frozen_weight += segment.weight();
-        self.frozen.push_back(segment);
-    }
-
     /// A short tail is copied, so that a header before a large body does not hold a large buffer.
     fn freeze_tail(&mut self, lender: &Lender) {
-        if !self.tail.is_empty() {
-            let segment = Segment::Buffer(lender.trim(std::mem::take(&mut self.tail)));
-            self.frozen_weight += segment.weight();
-            self.frozen.push_back(segment);
+        if self.tail.has_storage() {
+            let tail = lender.trim(std::mem::take(&mut self.tail));
+            self.freeze(Segment::Buffer(tail));
         }
     }
 
-    /// Everything, if it lies in one piece and can be offered at once: the common case, and the
+    fn freeze(&mut self, segment: Segment) {
+        let frozen = self.frozen.get_or_insert_default();
+        frozen.weight += segment.weight();
+        frozen.len = frozen.len.saturating_add(segment.len());
+        frozen.segments.push_back(segment);
+    }
+
+    /// Whether all there is lies in one piece that can be offered at once: the common case, and the
     /// cheap one.
-    #[inline]
-    pub(crate) fn single(&self) -> Option<&[u8]> {
-        (self.frozen.is_empty() && self.len <= MAX_OFFER).then(|| self.tail.readable())
+    pub(crate) fn is_single(&self) -> bool {
+        self.frozen.is_none() && self.tail.len() <= MAX_OFFER
     }
 
     /// What one system call should send.
     pub(crate) fn next(&self) -> Next<'_> {
-        if let Some(Segment::File(range)) = self.frozen.front() {
+        let segments = || self.frozen.iter().flat_map(|frozen| &frozen.segments);
+        if let Some(Segment::File(range)) = segments().next() {
             return Next::File(range);
         }
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let (mut count, mut left) = (0, MAX_OFFER);
-        let in_memory = self.frozen.iter().map_while(Segment::bytes);
+        let in_memory = segments().map_while(Segment::bytes);
         // The tail follows if nothing on disk comes first.
-        let all = self.frozen.iter().all(|segment| !matches!(segment, Segment::File(_)));
+        let all = segments().all(|segment| !matches!(segment, Segment::File(_)));
         let tail = all.then(|| self.tail.readable());
         for bytes in in_memory.chain(tail).take(MAX_SLICES) {
             let offered = &bytes[..bytes.len().min(left)];
@@ -249,58 +261,56 @@ impl Output {
         Next::Slices(slices, count)
     }
 
-    /// Everything has been sent, which was in one piece.
-    #[inline(always)]
-    pub(crate) fn pop_single(&mut self, lender: &Lender) {
-        self.len = 0;
-        lender.give_back(std::mem::take(&mut self.tail));
-    }
-
     /// Takes `n` bytes off the front, which have been sent.
     pub(crate) fn advance(&mut self, mut n: usize, lender: &Lender) {
-        self.len -= n;
-        while let Some(front) = self.frozen.front_mut() {
-            let len = front.len();
-            if n < len {
-                front.consume(n);
+        if let Some(frozen) = &mut self.frozen {
+            n = frozen.advance(n, lender);
+            if !frozen.segments.is_empty() {
                 return;
             }
-            n -= len;
-            self.pop_front(lender);
+            // A connection with a short answer needs no memory for a long one.
+            self.frozen = None;
         }
         self.tail.consume(n);
-        if self.len == 0 {
+        if self.tail.is_empty() {
             lender.give_back(std::mem::take(&mut self.tail));
-        }
-    }
-
-    fn pop_front(&mut self, lender: &Lender) {
-        if let Some(segment) = self.frozen.pop_front() {
-            self.frozen_weight -= segment.weight();
-            if let Segment::Buffer(buffer) = segment {
-                lender.give_back(buffer);
-            }
-        }
-        if self.frozen.is_empty() {
-            // An idle connection holds no memory.
-            self.frozen = VecDeque::new();
         }
     }
 
     /// Called when the rest has to wait for the peer.
     pub(crate) fn trim(&mut self, lender: &Lender) {
-        if !self.tail.is_empty() {
+        if self.tail.has_storage() {
             self.tail = lender.trim(std::mem::take(&mut self.tail));
         }
     }
 
-    /// Drops everything; returns how many bytes that were.
-    pub(crate) fn clear(&mut self, lender: &Lender) -> usize {
-        while !self.frozen.is_empty() {
-            self.pop_front(lender);
+    /// Drops everything.
+    pub(crate) fn clear(&mut self, lender: &Lender) {
+        if let Some(frozen) = self.frozen.take() {
+            frozen.segments.into_iter().for_each(|segment| segment.give_back(lender));
         }
         lender.give_back(std::mem::take(&mut self.tail));
-        std::mem::take(&mut self.len)
+    }
+}
+
+impl Frozen {
+    /// Takes up to `n` bytes off the front, and returns how many of them were more than there are.
+    fn advance(&mut self, mut n: usize, lender: &Lender) -> usize {
+        while let Some(front) = self.segments.front_mut() {
+            let len = front.len();
+            if n < len {
+                front.consume(n);
+                self.len -= n;
+                return 0;
+            }
+            n -= len;
+            self.len -= len;
+            self.weight -= front.weight();
+            if let Some(front) = self.segments.pop_front() {
+                front.give_back(lender);
+            }
+        }
+        n
     }
 }
 

@@ -17,12 +17,16 @@
 //!
 //! Whatever is unusual about a connection is a bit of [`Status`]. One that is just open has none,
 //! and most questions that each message asks are answered by a single test for that.
+//!
+//! It is made of cells, each of which is read or exchanged in one go, and so is never found borrowed:
+//! between any two steps the program may come in, by a callback, and change it.
 
+use std::cell::{Cell, OnceCell};
 use std::io;
 
 use bitflags::bitflags;
 
-use super::output::{Next, Outgoing, Output};
+use super::output::{Frozen, Outgoing, Output};
 use super::reason::CloseReason;
 use crate::Buffer;
 use crate::lender::Lender;
@@ -64,6 +68,14 @@ bitflags! {
         const RESETS = 1 << 15;
         /// After what the program has refused, its callback may still answer; then comes the end.
         const TO_FINISH = 1 << 16;
+        /// Output waits to be handed to the kernel.
+        const PENDING = 1 << 17;
+        /// It does not lie in one piece that can be offered at once.
+        const SEVERAL = 1 << 18;
+        /// The handler has left some of its input.
+        const LEFT = 1 << 19;
+        /// The loop is inside one of this connection's events, and will look at the rest after it.
+        const IN_EVENT = 1 << 20;
 
         const READ_OVER = Self::EOF_TOLD.bits() | Self::READ_FAILED.bits();
         const WRITE_OVER = Self::FIN_SENT.bits() | Self::WRITE_FAILED.bits();
@@ -107,34 +119,77 @@ pub(crate) enum Await {
 /// The state of one connection.
 #[derive(Default)]
 pub(crate) struct State {
-    status: Status,
+    status: Cell<Status>,
     /// How many more times the program has paused reading than resumed it.
-    pauses: u32,
+    pauses: Cell<u32>,
     /// What the handler has not consumed. Right-sized or empty: a lent buffer goes back.
-    input: Buffer,
-    output: Output,
-    sent: u64,
+    input: Cell<Buffer>,
+    /// The two parts of an [`Output`]: mostly it is one buffer, which leaves at once.
+    frozen: Cell<Option<Box<Frozen>>>,
+    tail: Cell<Buffer>,
+    sent: Cell<u64>,
     /// What went wrong first.
-    failure: Option<Box<CloseReason>>,
+    failure: OnceCell<Box<CloseReason>>,
+}
+
+impl State {
+    /// Whether any of these is set.
+    #[inline(always)]
+    fn is(&self, status: Status) -> bool {
+        self.status.get().intersects(status)
+    }
+
+    #[inline]
+    fn insert(&self, status: Status) {
+        self.status.set(self.status.get() | status);
+    }
+
+    #[inline]
+    fn remove(&self, status: Status) {
+        self.status.set(self.status.get() - status);
+    }
+
+    /// Just open: nothing to send, tell or wait for but input, and no end in sight.
+    #[inline(always)]
+    pub(crate) fn is_quiet(&self) -> bool {
+        (self.status.get() - (Status::LEFT | Status::IN_EVENT)).is_empty()
+    }
+
+    /// An event begins: what the program does until it ends is looked at then.
+    #[inline(always)]
+    pub(crate) fn enter_event(&self) {
+        self.insert(Status::IN_EVENT);
+    }
+
+    #[inline(always)]
+    pub(crate) fn leave_event(&self) {
+        self.remove(Status::IN_EVENT);
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_in_event(&self) -> bool {
+        self.is(Status::IN_EVENT)
+    }
 }
 
 /// What happens to the peer's bytes.
 impl State {
-    /// Whether to receive, and the handler has left nothing to which the new bytes are added.
-    #[inline]
-    pub(crate) fn wants_read_into_empty(&self) -> bool {
-        !self.status.intersects(Status::NO_DELIVERY) && !self.input.has_storage()
+    /// Whether it is just open, in an event, and the handler has left nothing to which new bytes are
+    /// added.
+    #[inline(always)]
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.status.get() == Status::IN_EVENT
     }
 
     /// Before a receive: what the handler has left. `None` if nothing is to be received now: what
     /// is held back is delivered before anything more is received, also an end of stream.
-    pub(crate) fn begin_read(&mut self) -> Option<Buffer> {
-        (!self.status.intersects(Status::NO_DELIVERY)).then(|| self.take_input())
+    pub(crate) fn begin_read(&self) -> Option<Buffer> {
+        (!self.is(Status::NO_DELIVERY)).then(|| self.take_input())
     }
 
     /// Whether what the peer sends is thrown away.
     pub(crate) fn is_deaf(&self) -> bool {
-        self.status.contains(Status::DEAF)
+        self.is(Status::DEAF)
     }
 
     /// Whether to receive only in order to come to the end of the stream.
@@ -142,23 +197,24 @@ impl State {
         self.is_deaf() && self.wants_read()
     }
 
-    fn take_input(&mut self) -> Buffer {
-        self.status.remove(Status::HELD);
-        std::mem::take(&mut self.input)
+    fn take_input(&self) -> Buffer {
+        self.remove(Status::HELD | Status::LEFT);
+        self.input.take()
     }
 
     /// Before input that was held back is delivered again. `None` if it is not the time.
-    pub(crate) fn begin_delivery(&mut self, limits: &Limits, posted: usize) -> Option<Buffer> {
+    pub(crate) fn begin_delivery(&self, limits: &Limits, posted: usize) -> Option<Buffer> {
         self.is_deliverable(limits, posted).then(|| self.take_input())
     }
 
     /// Takes back what the handler has left of its input. If it left nothing there is nothing to
     /// take back.
-    pub(crate) fn keep_input(&mut self, input: Buffer, limits: &Limits, posted: usize) {
-        if self.status.contains(Status::DEAF) {
+    pub(crate) fn keep_input(&self, input: Buffer, limits: &Limits, posted: usize) {
+        if self.is(Status::DEAF) || input.is_empty() {
             return;
         }
-        self.input = input;
+        self.input.set(input);
+        self.insert(Status::LEFT);
         if !self.wants_input(limits, posted) {
             self.hold_rest();
         }
@@ -166,33 +222,35 @@ impl State {
 
     /// How many bytes the handler has left; none while it has them at hand.
     pub(crate) fn input_left(&self) -> usize {
-        self.input.len()
+        let input = self.input.take();
+        let left = input.len();
+        self.input.set(input);
+        left
     }
 
     /// The stream has ended. What is unconsumed stays with us.
-    pub(crate) fn peer_eof(&mut self) {
-        if !self.status.intersects(Status::WRITE_OVER | Status::FINISHING) {
-            self.status.insert(Status::PEER_WAS_FIRST);
+    pub(crate) fn peer_eof(&self) {
+        if !self.is(Status::WRITE_OVER | Status::FINISHING) {
+            self.insert(Status::PEER_WAS_FIRST);
         }
-        self.status.insert(Status::EOF);
+        self.insert(Status::EOF);
     }
 
     /// Whether the peer's end of stream has come.
     #[inline]
     pub(crate) fn is_eof(&self) -> bool {
-        self.status.contains(Status::EOF)
+        self.is(Status::EOF)
     }
 
     /// True once, when the handler is to be told of the peer's end of stream. One that wanted
     /// nothing more is not told: it might take what it has for everything.
     #[inline(never)]
-    pub(crate) fn take_half_close(&mut self) -> bool {
-        let due = self.is_eof()
-            && !self.status.intersects(Status::HELD | Status::READ_OVER | Status::AT_ONCE);
+    pub(crate) fn take_half_close(&self) -> bool {
+        let due = self.is_eof() && !self.is(Status::HELD | Status::READ_OVER | Status::AT_ONCE);
         if due {
-            self.status.insert(Status::EOF_TOLD);
+            self.insert(Status::EOF_TOLD);
         }
-        due && !self.status.contains(Status::DEAF)
+        due && !self.is(Status::DEAF)
     }
 
     /// Whether to receive. What is thrown away is received in spite of any pause: no memory is to be
@@ -200,8 +258,8 @@ impl State {
     #[inline]
     pub(crate) fn wants_read(&self) -> bool {
         let mut stop = Status::NO_READ;
-        stop.set(Status::PAUSED | Status::ABOVE_HIGH, !self.status.contains(Status::DEAF));
-        !self.status.intersects(stop)
+        stop.set(Status::PAUSED | Status::ABOVE_HIGH, !self.is(Status::DEAF));
+        !self.is(stop)
     }
 
     /// Whether the handler should go on with the input it has: not if the program paused reading,
@@ -209,51 +267,49 @@ impl State {
     /// of output are on their way here from handles.
     pub(crate) fn wants_input(&self, limits: &Limits, posted: usize) -> bool {
         let stop = Status::PAUSED | Status::ABOVE_HIGH | Status::AT_ONCE | Status::DEAF;
-        !self.status.intersects(stop)
-            && self.output.len().saturating_add(posted) <= limits.high_water
+        !self.is(stop) && self.pending_output().saturating_add(posted) <= limits.high_water
     }
 
     /// Whether input that was held back can be delivered now.
     pub(crate) fn is_deliverable(&self, limits: &Limits, posted: usize) -> bool {
-        self.status.contains(Status::HELD) && self.wants_input(limits, posted)
+        self.is(Status::HELD) && self.wants_input(limits, posted)
     }
 
-    pub(crate) fn pause(&mut self) {
-        self.pauses += 1;
-        self.status.insert(Status::PAUSED);
+    pub(crate) fn pause(&self) {
+        self.pauses.set(self.pauses.get() + 1);
+        self.insert(Status::PAUSED);
     }
 
     /// Whether it is the program that keeps the peer waiting. Not if the peer is gone, and not if
     /// what it sends is thrown away.
     pub(crate) fn is_paused(&self) -> bool {
-        self.status.contains(Status::PAUSED)
-            && !self.status.intersects(Status::HUNG_UP | Status::DEAF)
+        self.is(Status::PAUSED) && !self.is(Status::HUNG_UP | Status::DEAF)
     }
 
     /// Ends one pause. Without one, does nothing.
-    pub(crate) fn resume(&mut self) {
-        self.pauses = self.pauses.saturating_sub(1);
-        if self.pauses == 0 && self.status.contains(Status::PAUSED) {
-            self.status.remove(Status::PAUSED);
+    pub(crate) fn resume(&self) {
+        self.pauses.set(self.pauses.get().saturating_sub(1));
+        if self.pauses.get() == 0 && self.is(Status::PAUSED) {
+            self.remove(Status::PAUSED);
             self.hold_rest();
         }
     }
 
     /// What is left is to be delivered again, without new bytes.
-    fn hold_rest(&mut self) {
-        if !self.input.is_empty() {
-            self.status.insert(Status::HELD);
+    fn hold_rest(&self) {
+        if self.is(Status::LEFT) {
+            self.insert(Status::HELD);
         }
     }
 
     /// The kernel says that the peer is gone, while reading is paused.
-    pub(crate) fn hung_up(&mut self) {
-        self.status.insert(Status::HUNG_UP);
+    pub(crate) fn hung_up(&self) {
+        self.insert(Status::HUNG_UP);
     }
 
     /// The handler has had everything there will ever be.
     pub(crate) fn is_read_over(&self) -> bool {
-        self.status.intersects(Status::READ_OVER)
+        self.is(Status::READ_OVER)
     }
 }
 
@@ -261,115 +317,143 @@ impl State {
 impl State {
     /// Queues something to send. What is refused is dropped.
     pub(crate) fn queue(
-        &mut self,
+        &self,
         outgoing: Outgoing<'_>,
         limits: &Limits,
         lender: &Lender,
     ) -> Result<(), Refusal> {
-        let refusal = if self.status.intersects(Status::NO_SEND) {
+        let refusal = if self.is(Status::NO_SEND) {
             Some(Refusal::Closed)
         } else {
-            (self.output.weight_with(&outgoing) > limits.output).then_some(Refusal::Full)
+            let weight = self.with_output(|output| output.weight_with(&outgoing));
+            (weight > limits.output).then_some(Refusal::Full)
         };
         if let Some(refusal) = refusal {
             outgoing.discard();
             return Err(refusal);
         }
-        self.output.push(outgoing, lender);
+        self.with_output(|output| output.push(outgoing, lender));
         Ok(())
     }
 
-    /// The short way for a buffer, when it is the first to be queued. False if it is not open.
+    /// The short way for a buffer of at most so much memory, in an event in which nothing is unusual.
+    /// False if it is not open.
     #[inline(always)]
-    pub(crate) fn queue_first(&mut self, buffer: &mut Buffer, limits: &Limits) -> bool {
-        let open = self.output.is_empty()
-            && !buffer.is_empty()
-            && !self.status.intersects(Status::NO_SEND)
-            && buffer.capacity() <= limits.output;
+    pub(crate) fn queue_first(&self, buffer: &mut Buffer, most: usize) -> bool {
+        let open = self.is_untouched() && !buffer.is_empty() && buffer.capacity() <= most;
         if open {
-            self.output.push_first(buffer);
+            self.put_single(std::mem::take(buffer));
+            self.status.set(Status::IN_EVENT | Status::PENDING);
         }
         open
     }
 
+    /// Looks at the output, or changes it, and keeps the status true.
+    pub(crate) fn with_output<R>(&self, f: impl FnOnce(&mut Output) -> R) -> R {
+        let mut output = Output { frozen: self.frozen.take(), tail: self.tail.take() };
+        let result = f(&mut output);
+        let mut status = self.status.get();
+        status.set(Status::PENDING, !output.is_empty());
+        status.set(Status::SEVERAL, !output.is_single());
+        self.status.set(status);
+        self.frozen.set(output.frozen);
+        self.put_single(output.tail);
+        result
+    }
+
+    /// Takes the output out, which is in one piece, for a flush. `all_sent` or `put_single` follows.
+    #[inline(always)]
+    pub(crate) fn take_single(&self) -> Buffer {
+        self.tail.take()
+    }
+
+    /// Puts output in its place, which is empty.
+    #[inline(always)]
+    pub(crate) fn put_single(&self, single: Buffer) {
+        // Spares a call: there is nothing to drop, which the compiler does not see.
+        std::mem::forget(self.tail.replace(single));
+    }
+
     /// Whether anything more can be queued.
     pub(crate) fn takes_output(&self) -> bool {
-        !self.status.intersects(Status::NO_SEND)
+        !self.is(Status::NO_SEND)
     }
 
     pub(crate) fn pending_output(&self) -> usize {
-        self.output.len()
+        self.with_output(|output| output.len())
     }
 
     /// Whether a flush has something to do.
     #[inline]
     pub(crate) fn can_flush(&self) -> bool {
-        !self.output.is_empty() && !self.status.intersects(Status::BLOCKED | Status::AT_ONCE)
+        let stop = Status::BLOCKED | Status::AT_ONCE;
+        (self.status.get() & (Status::PENDING | stop)) == Status::PENDING
     }
 
-    /// What to hand to the kernel, if it is in one piece; otherwise there is `next_output`.
-    #[inline]
-    pub(crate) fn single_output(&self) -> Option<&[u8]> {
-        self.output.single()
-    }
-
-    pub(crate) fn next_output(&self) -> Next<'_> {
-        self.output.next()
-    }
-
-    /// The kernel took all the output there was, which was in one piece.
+    /// Whether one piece of output is all there is: what a message and its answer leave behind.
     #[inline(always)]
-    pub(crate) fn wrote_single(&mut self, lender: &Lender) {
-        self.sent += self.output.len() as u64;
-        self.output.pop_single(lender);
+    pub(crate) fn has_only_output(&self) -> bool {
+        self.status.get() == Status::IN_EVENT | Status::PENDING
+    }
+
+    /// Whether it lies in one piece.
+    pub(crate) fn has_single_output(&self) -> bool {
+        !self.is(Status::SEVERAL)
+    }
+
+    /// The kernel took all `n` bytes of the output that was taken out.
+    #[inline(always)]
+    pub(crate) fn all_sent(&self, n: usize) {
+        self.sent.set(self.sent.get() + n as u64);
+        self.status.set(self.status.get() - Status::PENDING);
     }
 
     /// The kernel took `n` of the bytes offered. True if that was all there is.
-    pub(crate) fn wrote(&mut self, n: usize, offered: usize, lender: &Lender) -> bool {
-        self.sent += n as u64;
-        self.output.advance(n, lender);
+    pub(crate) fn wrote(&self, n: usize, offered: usize, lender: &Lender) -> bool {
+        self.sent.set(self.sent.get() + n as u64);
+        self.with_output(|output| output.advance(n, lender));
         if n < offered {
             self.would_block(lender);
         }
-        self.output.is_empty()
+        !self.is(Status::PENDING)
     }
 
     /// There is room again.
-    pub(crate) fn unblock(&mut self) {
-        self.status.remove(Status::BLOCKED);
+    pub(crate) fn unblock(&self) {
+        self.remove(Status::BLOCKED);
     }
 
     /// The kernel's buffer is full.
-    pub(crate) fn would_block(&mut self, lender: &Lender) {
-        self.status.insert(Status::BLOCKED);
-        self.output.trim(lender);
+    pub(crate) fn would_block(&self, lender: &Lender) {
+        self.insert(Status::BLOCKED);
+        self.with_output(|output| output.trim(lender));
     }
 
     /// Whether to wait for room in the kernel's buffer.
     #[inline]
     pub(crate) fn is_blocked(&self) -> bool {
-        self.status.contains(Status::BLOCKED)
+        self.is(Status::BLOCKED)
     }
 
     /// Whether output went above the high-water mark and has not come down to the low one.
     pub(crate) fn is_above_high(&self) -> bool {
-        self.status.contains(Status::ABOVE_HIGH)
+        self.is(Status::ABOVE_HIGH)
     }
 
     /// Whether the output's length has crossed a mark: the high one only if the kernel takes no
     /// more, for until it was asked nobody knows that the peer is slow. Coming down to the low one
     /// also means that input left over may be delivered again.
-    pub(crate) fn crossed(&mut self, limits: &Limits) -> Option<Crossed> {
+    pub(crate) fn crossed(&self, limits: &Limits) -> Option<Crossed> {
         if self.is_ended() {
             return None;
         }
-        let (len, above) = (self.output.len(), self.status.contains(Status::ABOVE_HIGH));
+        let (len, above) = (self.pending_output(), self.is(Status::ABOVE_HIGH));
         if !above && len > limits.high_water && self.is_blocked() {
-            self.status.insert(Status::ABOVE_HIGH);
+            self.insert(Status::ABOVE_HIGH);
             return Some(Crossed::High);
         }
         if above && len <= limits.low_water {
-            self.status.remove(Status::ABOVE_HIGH);
+            self.remove(Status::ABOVE_HIGH);
             self.hold_rest();
             return Some(Crossed::Low);
         }
@@ -380,64 +464,63 @@ impl State {
 /// How it ends.
 impl State {
     /// No more output; what is queued still leaves.
-    pub(crate) fn shutdown(&mut self) {
-        self.status.insert(Status::FINISHING);
+    pub(crate) fn shutdown(&self) {
+        self.insert(Status::FINISHING);
     }
 
     /// Nothing more is delivered, neither what is left nor what still comes.
-    pub(crate) fn ignore_input(&mut self, lender: &Lender) {
-        self.status.remove(Status::HELD);
-        self.status.insert(Status::DEAF);
-        lender.give_back(std::mem::take(&mut self.input));
+    pub(crate) fn ignore_input(&self, lender: &Lender) {
+        self.remove(Status::HELD);
+        self.insert(Status::DEAF);
+        lender.give_back(self.take_input());
     }
 
     /// The program refuses what the peer sent. The connection is to finish after the callback.
-    pub(crate) fn reject(&mut self, reason: CloseReason, lender: &Lender) {
+    pub(crate) fn reject(&self, reason: CloseReason, lender: &Lender) {
         self.ignore_input(lender);
-        self.status.insert(Status::TO_FINISH);
+        self.insert(Status::TO_FINISH);
         self.store(reason);
     }
 
     /// True once after a refusal: now the connection is to finish.
-    pub(crate) fn take_refusal(&mut self) -> bool {
-        let due = self.status.contains(Status::TO_FINISH);
-        self.status.remove(Status::TO_FINISH);
+    pub(crate) fn take_refusal(&self) -> bool {
+        let due = self.is(Status::TO_FINISH);
+        self.remove(Status::TO_FINISH);
         due
     }
 
     /// Whether to send FIN now. If the peer has finished too, closing does that.
     pub(crate) fn is_fin_due(&self) -> bool {
-        self.status.contains(Status::FINISHING)
-            && !self.status.intersects(Status::WRITE_OVER)
-            && self.output.is_empty()
+        self.is(Status::FINISHING)
+            && !self.is(Status::WRITE_OVER | Status::PENDING)
             && !self.is_over()
     }
 
-    pub(crate) fn fin_sent(&mut self) {
-        self.status.insert(Status::FIN_SENT);
+    pub(crate) fn fin_sent(&self) {
+        self.insert(Status::FIN_SENT);
     }
 
     /// Receiving failed: nothing comes and nothing leaves any more.
-    pub(crate) fn read_failed(&mut self, error: io::Error, lender: &Lender) {
-        self.status.insert(Status::READ_FAILED | Status::WRITE_FAILED);
+    pub(crate) fn read_failed(&self, error: io::Error, lender: &Lender) {
+        self.insert(Status::READ_FAILED | Status::WRITE_FAILED);
         self.drop_output(lender);
         self.store(CloseReason::ReadFailed(error));
     }
 
     /// Sending failed: what the peer sent before that can still be read.
-    pub(crate) fn write_failed(&mut self, error: io::Error, lender: &Lender) {
-        self.status.insert(Status::WRITE_FAILED | Status::RESETS);
+    pub(crate) fn write_failed(&self, error: io::Error, lender: &Lender) {
+        self.insert(Status::WRITE_FAILED | Status::RESETS);
         self.drop_output(lender);
         self.store(CloseReason::WriteFailed(error));
     }
 
     /// Ends now, for a reason of our own. Output not yet sent is dropped, and then the peer must not
     /// take what it has for everything, unless the program has chosen that.
-    pub(crate) fn end(&mut self, reason: CloseReason) {
-        self.status.insert(Status::AT_ONCE);
-        let cut = !self.output.is_empty() && !matches!(reason, CloseReason::Closed);
+    pub(crate) fn end(&self, reason: CloseReason) {
+        self.insert(Status::AT_ONCE);
+        let cut = self.is(Status::PENDING) && !matches!(reason, CloseReason::Closed);
         if cut || matches!(reason, CloseReason::Reset | CloseReason::WriteFailed(_)) {
-            self.status.insert(Status::RESETS);
+            self.insert(Status::RESETS);
         }
         self.store(reason);
     }
@@ -445,29 +528,29 @@ impl State {
     /// Whether to reset when closing. The reason does not tell: something else may have gone wrong
     /// before.
     pub(crate) fn resets(&self) -> bool {
-        self.status.contains(Status::RESETS)
+        self.is(Status::RESETS)
     }
 
     /// Whether it has ended, or will right after this callback.
     #[inline]
     pub(crate) fn is_ended(&self) -> bool {
-        self.status.contains(Status::AT_ONCE)
+        self.is(Status::AT_ONCE)
     }
 
-    fn store(&mut self, reason: CloseReason) {
-        self.failure.get_or_insert_with(|| Box::new(reason));
+    fn store(&self, reason: CloseReason) {
+        self.failure.get_or_init(|| Box::new(reason));
     }
 
-    fn drop_output(&mut self, lender: &Lender) {
-        self.output.clear(lender);
-        self.status.remove(Status::BLOCKED);
+    fn drop_output(&self, lender: &Lender) {
+        self.with_output(|output| output.clear(lender));
+        self.remove(Status::BLOCKED);
     }
 
     /// Whether to tear the connection down.
     pub(crate) fn is_over(&self) -> bool {
-        let status = self.status;
+        let status = self.status.get();
         let written = status.intersects(Status::WRITE_OVER)
-            || (status.contains(Status::FINISHING) && self.output.is_empty());
+            || (status.contains(Status::FINISHING) && !status.contains(Status::PENDING));
         status.contains(Status::AT_ONCE)
             // What is held back is delivered first.
             || (status.contains(Status::READ_FAILED) && !status.contains(Status::HELD))
@@ -477,7 +560,7 @@ impl State {
     /// Whether only the peer keeps this connection from its end, once it has taken the output.
     fn lingers(&self) -> bool {
         let ending = Status::FINISHING | Status::WRITE_OVER | Status::HUNG_UP | Status::DEAF;
-        self.status.intersects(ending) && !self.is_over()
+        self.is(ending) && !self.is_over()
     }
 
     /// What the peer is to do next, so that there must be a deadline for it. `None` if it is for the
@@ -497,37 +580,35 @@ impl State {
     }
 
     /// Notes what the poller is told to wait for.
-    pub(crate) fn watched(&mut self, only_for_input: bool) {
-        self.status.set(Status::REWATCHED, !only_for_input);
-    }
-
-    /// Just open: nothing to deliver, send, tell or wait for but input, and no end in sight.
-    #[inline]
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.status.is_empty() && self.output.is_empty()
+    pub(crate) fn watched(&self, only_for_input: bool) {
+        let mut status = self.status.get();
+        status.set(Status::REWATCHED, !only_for_input);
+        self.status.set(status);
     }
 
     /// What went wrong first, so far.
     pub(crate) fn failure(&self) -> Option<&CloseReason> {
-        self.failure.as_deref()
+        self.failure.get().map(|failure| &**failure)
     }
 
-    /// Takes the reason, and gives all memory back.
-    pub(crate) fn finish(&mut self, lender: &Lender) -> CloseReason {
-        let left = self.input.len();
-        lender.give_back(std::mem::take(&mut self.input));
+    /// Gives all memory back, and tells the reason.
+    pub(crate) fn finish(&self, lender: &Lender) -> &CloseReason {
+        let input = self.take_input();
+        let left = input.len();
+        lender.give_back(input);
         self.drop_output(lender);
-        self.status.insert(Status::AT_ONCE);
-        match self.failure.take() {
-            Some(failure) => *failure,
-            None if !self.status.contains(Status::PEER_WAS_FIRST) => CloseReason::ShutDown,
-            None if left > 0 => CloseReason::Unfinished { left },
-            None => CloseReason::PeerClosed,
-        }
+        self.insert(Status::AT_ONCE);
+        self.failure.get_or_init(|| {
+            Box::new(match left {
+                _ if !self.is(Status::PEER_WAS_FIRST) => CloseReason::ShutDown,
+                0 => CloseReason::PeerClosed,
+                left => CloseReason::Unfinished { left },
+            })
+        })
     }
 
     pub(crate) fn bytes_sent(&self) -> u64 {
-        self.sent
+        self.sent.get()
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::connection::output::FileRange;
+use crate::connection::output::{MAX_OFFER, Next};
 use crate::lender::SMALL;
 use crate::limits::Deadlines;
 use crate::tcp_options::TcpOptions;
@@ -62,19 +63,27 @@ fn range(content: &[u8]) -> FileRange {
 
 /// What the state would hand to one system call.
 fn offered(state: &State) -> Vec<u8> {
-    match state.next_output() {
+    state.with_output(|output| match output.next() {
         Next::Slices(slices, count) => slices[..count].iter().flat_map(|s| s.to_vec()).collect(),
         Next::File(range) => {
             let mut bytes = vec![0; range.len as usize];
             range.file.read_exact_at(&mut bytes, range.offset).unwrap();
             bytes
         }
-    }
+    })
+}
+
+/// Memory held for output.
+fn output_memory(state: &State) -> usize {
+    state.with_output(|output| output.weight_with(&Outgoing::Bytes(&[])))
 }
 
 /// Memory held for input and output.
 fn memory(state: &State) -> usize {
-    state.input.capacity() + state.output.weight_with(&Outgoing::Bytes(&[]))
+    let input = state.input.take();
+    let capacity = input.capacity();
+    state.input.set(input);
+    capacity + output_memory(state)
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +95,7 @@ enum Kind {
 }
 
 fn queue(
-    state: &mut State,
+    state: &State,
     kind: Kind,
     content: &[u8],
     limits: &Limits,
@@ -99,12 +108,18 @@ fn queue(
         Kind::Shared => Outgoing::Shared(Arc::from(content)),
         Kind::File => Outgoing::File(range(content)),
     };
-    let outcome = state.queue(outgoing, limits, lender);
+    let outcome = match outgoing {
+        Outgoing::Buffer(buffer) => match state.queue_first(buffer, limits.output.min(MAX_OFFER)) {
+            true => Ok(()),
+            false => state.queue(Outgoing::Buffer(buffer), limits, lender),
+        },
+        outgoing => state.queue(outgoing, limits, lender),
+    };
     assert!(outcome.is_err() || !matches!(kind, Kind::Buffer) || buffer.is_empty(), "moved");
     outcome
 }
 
-fn send(state: &mut State, n: usize, lender: &Lender) {
+fn send(state: &State, n: usize, lender: &Lender) {
     queue(state, Kind::Bytes, bytes(0, n), &LIMITS, lender).unwrap();
 }
 
@@ -112,7 +127,7 @@ fn send(state: &mut State, n: usize, lender: &Lender) {
 
 #[test]
 fn half_close_is_told_once() {
-    let mut state = State::default();
+    let state = State::default();
     assert!(!state.take_half_close());
     state.peer_eof();
     assert!(!state.wants_read(), "there is nothing to receive after the end");
@@ -124,7 +139,7 @@ fn half_close_is_told_once() {
 
 #[test]
 fn half_close_waits_for_input_that_is_held() {
-    let mut state = State::default();
+    let state = State::default();
     state.pause();
     state.keep_input(Buffer::from("rest"), &LIMITS, 0);
     state.peer_eof();
@@ -140,7 +155,7 @@ fn half_close_waits_for_input_that_is_held() {
 
 #[test]
 fn an_unfinished_message_is_not_delivered_again_by_itself() {
-    let mut state = State::default();
+    let state = State::default();
     state.keep_input(Buffer::from("half a mess"), &LIMITS, 0);
     assert!(!state.is_deliverable(&LIMITS, 0));
     assert!(state.wants_read());
@@ -148,7 +163,7 @@ fn an_unfinished_message_is_not_delivered_again_by_itself() {
 
 #[test]
 fn whatever_was_left_comes_again_on_resume() {
-    let mut state = State::default();
+    let state = State::default();
     state.keep_input(Buffer::from("not now"), &LIMITS, 0);
     state.pause();
     assert!(!state.is_deliverable(&LIMITS, 0));
@@ -160,19 +175,19 @@ fn whatever_was_left_comes_again_on_resume() {
 /// or nothing.
 #[test]
 fn held_input_is_not_forgotten_by_a_read_without_bytes() {
-    let mut state = State::default();
+    let state = State::default();
     state.pause();
     state.keep_input(Buffer::from("rest"), &LIMITS, 0);
     state.resume();
     assert!(state.wants_read() && state.begin_read().is_none(), "what is held comes first");
-    assert!(!state.wants_read_into_empty());
+    assert!(!state.is_untouched());
     state.peer_eof();
     assert!(state.is_deliverable(&LIMITS, 0) && !state.take_half_close());
 }
 
 #[test]
 fn every_pause_wants_its_own_resume() {
-    let mut state = State::default();
+    let state = State::default();
     state.pause();
     state.pause();
     state.resume();
@@ -188,12 +203,12 @@ fn every_pause_wants_its_own_resume() {
 
 #[test]
 fn a_short_write_waits_for_room_and_a_full_one_does_not() {
-    let (mut state, lender) = (State::default(), lender());
-    send(&mut state, 100, &lender);
+    let (state, lender) = (State::default(), lender());
+    send(&state, 100, &lender);
     assert!(state.can_flush() && !state.is_blocked());
     assert!(!state.wrote(99, 100, &lender));
     assert!(state.is_blocked() && !state.can_flush());
-    send(&mut state, 10, &lender);
+    send(&state, 10, &lender);
     assert!(!state.can_flush(), "more to send is not more room");
 
     state.unblock();
@@ -205,21 +220,34 @@ fn a_short_write_waits_for_room_and_a_full_one_does_not() {
 
 #[test]
 fn all_of_one_piece_leaves_the_short_way() {
-    let (mut state, lender) = (State::default(), lender());
-    send(&mut state, 100, &lender);
-    assert_eq!(state.single_output(), Some(bytes(0, 100)));
-    state.wrote_single(&lender);
+    let state = State::default();
+    let mut answer = Buffer::from(bytes(0, 100));
+    assert!(
+        !state.queue_first(&mut answer, LIMITS.output),
+        "nobody looks at it outside of an event"
+    );
+    state.enter_event();
+    assert!(!state.queue_first(&mut Buffer::new(), LIMITS.output), "nothing is not output");
+    assert!(state.queue_first(&mut answer, LIMITS.output) && !answer.has_storage());
+    assert!(!state.queue_first(&mut Buffer::from("more"), LIMITS.output), "it is not the first");
+    assert!(state.has_only_output());
+
+    let single = state.take_single();
+    assert_eq!(single.readable(), bytes(0, 100));
+    state.all_sent(100);
     assert_eq!((state.bytes_sent(), state.pending_output(), memory(&state)), (100, 0, 0));
-    assert!(state.is_quiet());
+    assert!(state.is_quiet() && state.is_untouched());
+    state.leave_event();
+    assert!(state.is_quiet() && !state.is_untouched());
 }
 
 #[test]
 fn the_marks_are_crossed_above_high_and_at_low_and_told_once_each() {
-    let (mut state, lender) = (State::default(), lender());
-    send(&mut state, LIMITS.high_water, &lender);
+    let (state, lender) = (State::default(), lender());
+    send(&state, LIMITS.high_water, &lender);
     assert_eq!(state.crossed(&LIMITS), None);
     assert!(state.wants_read() && state.wants_input(&LIMITS, 0));
-    send(&mut state, 1, &lender);
+    send(&state, 1, &lender);
     assert!(!state.wants_input(&LIMITS, 0), "a handler is to stop before the crossing is told");
     assert_eq!(state.crossed(&LIMITS), None, "the kernel has not been asked");
     state.would_block(&lender);
@@ -239,9 +267,9 @@ fn the_marks_are_crossed_above_high_and_at_low_and_told_once_each() {
 
 #[test]
 fn input_left_over_comes_again_at_the_low_mark() {
-    let (mut state, lender) = (State::default(), lender());
+    let (state, lender) = (State::default(), lender());
     state.keep_input(Buffer::from("next"), &LIMITS, 0);
-    send(&mut state, LIMITS.high_water + 1, &lender);
+    send(&state, LIMITS.high_water + 1, &lender);
     state.would_block(&lender);
     assert_eq!(state.crossed(&LIMITS), Some(Crossed::High));
     assert!(!state.is_deliverable(&LIMITS, 0));
@@ -252,28 +280,28 @@ fn input_left_over_comes_again_at_the_low_mark() {
 
 #[test]
 fn what_is_refused_changes_nothing() {
-    let (mut state, lender) = (State::default(), lender());
-    send(&mut state, 10, &lender);
+    let (state, lender) = (State::default(), lender());
+    send(&state, 10, &lender);
     for kind in [Kind::Bytes, Kind::Buffer, Kind::Shared] {
         let too_much = bytes(0, LIMITS.output);
-        let outcome = queue(&mut state, kind, too_much, &LIMITS, &lender);
+        let outcome = queue(&state, kind, too_much, &LIMITS, &lender);
         assert_eq!(outcome, Err(Refusal::Full), "{kind:?}");
     }
     // A file is not in memory.
-    queue(&mut state, Kind::File, bytes(0, LIMITS.output), &LIMITS, &lender).unwrap();
+    queue(&state, Kind::File, bytes(0, LIMITS.output), &LIMITS, &lender).unwrap();
     assert_eq!(state.pending_output(), 10 + LIMITS.output);
     assert_eq!(offered(&state), bytes(0, 10));
 
     state.shutdown();
     for kind in [Kind::Bytes, Kind::Buffer, Kind::Shared, Kind::File] {
-        assert_eq!(queue(&mut state, kind, b"x", &LIMITS, &lender), Err(Refusal::Closed));
+        assert_eq!(queue(&state, kind, b"x", &LIMITS, &lender), Err(Refusal::Closed));
     }
     assert_eq!(state.pending_output(), 10 + LIMITS.output);
 }
 
 #[test]
 fn memory_goes_back_to_the_lender() {
-    let (mut state, lender) = (State::default(), lender());
+    let (state, lender) = (State::default(), lender());
     // Known by its address. What comes back last is lent first.
     let mut marked = lender.lend();
     let address = marked.storage_mut().as_ptr();
@@ -285,21 +313,21 @@ fn memory_goes_back_to_the_lender() {
         is_back
     };
 
-    send(&mut state, 10, &lender);
+    send(&state, 10, &lender);
     assert!(!is_back());
     state.wrote(10, 10, &lender);
     assert!(is_back() && memory(&state) == 0, "after the last byte");
 
-    send(&mut state, 10, &lender);
+    send(&state, 10, &lender);
     state.would_block(&lender);
     assert!(is_back() && memory(&state) < 100, "a few bytes that wait have storage of their size");
     state.wrote(10, 10, &lender);
 
     for fail in [State::write_failed, State::read_failed] {
-        let mut state = State::default();
-        send(&mut state, 10, &lender);
-        queue(&mut state, Kind::Shared, bytes(0, SMALL), &LIMITS, &lender).unwrap();
-        fail(&mut state, error(io::ErrorKind::TimedOut), &lender);
+        let state = State::default();
+        send(&state, 10, &lender);
+        queue(&state, Kind::Shared, bytes(0, SMALL), &LIMITS, &lender).unwrap();
+        fail(&state, error(io::ErrorKind::TimedOut), &lender);
         assert!(is_back() && memory(&state) == 0, "after a failure");
     }
 
@@ -311,8 +339,8 @@ fn memory_goes_back_to_the_lender() {
     state.finish(&lender);
     assert!(is_back() && memory(&state) == 0, "at the end, from the input");
 
-    let mut state = State::default();
-    send(&mut state, 10, &lender);
+    let state = State::default();
+    send(&state, 10, &lender);
     assert!(!is_back());
     state.end(CloseReason::Closed);
     state.finish(&lender);
@@ -323,8 +351,8 @@ fn memory_goes_back_to_the_lender() {
 
 #[test]
 fn fin_follows_the_last_byte() {
-    let (mut state, lender) = (State::default(), lender());
-    send(&mut state, 10, &lender);
+    let (state, lender) = (State::default(), lender());
+    send(&state, 10, &lender);
     state.shutdown();
     assert!(!state.is_fin_due() && state.lingers());
     state.wrote(9, 10, &lender);
@@ -343,8 +371,8 @@ fn fin_follows_the_last_byte() {
 
 #[test]
 fn a_peer_that_finishes_first_gets_the_rest_and_then_the_close() {
-    let (mut state, lender) = (State::default(), lender());
-    send(&mut state, 10, &lender);
+    let (state, lender) = (State::default(), lender());
+    send(&state, 10, &lender);
     state.peer_eof();
     assert!(state.take_half_close() && !state.is_over());
     state.shutdown();
@@ -357,29 +385,29 @@ fn a_peer_that_finishes_first_gets_the_rest_and_then_the_close() {
 #[test]
 fn after_close_nothing_more_is_told() {
     let lender = lender();
-    let mut state = State::default();
-    send(&mut state, 1, &lender);
+    let state = State::default();
+    send(&state, 1, &lender);
     state.wrote(1, 1, &lender);
-    send(&mut state, LIMITS.high_water + 1, &lender);
+    send(&state, LIMITS.high_water + 1, &lender);
     state.peer_eof();
     state.end(CloseReason::Closed);
     assert!(!state.can_flush() && !state.take_half_close());
     assert!(!state.wants_read() && !state.wants_input(&LIMITS, 0));
-    assert_eq!(queue(&mut state, Kind::Bytes, b"x", &LIMITS, &lender), Err(Refusal::Closed));
+    assert_eq!(queue(&state, Kind::Bytes, b"x", &LIMITS, &lender), Err(Refusal::Closed));
     assert_eq!(state.crossed(&LIMITS), None);
 }
 
 #[test]
 fn after_a_write_error_reading_goes_on() {
-    let (mut state, lender) = (State::default(), lender());
-    send(&mut state, LIMITS.high_water + 1, &lender);
+    let (state, lender) = (State::default(), lender());
+    send(&state, LIMITS.high_water + 1, &lender);
     state.would_block(&lender);
     state.crossed(&LIMITS);
     state.write_failed(error(io::ErrorKind::BrokenPipe), &lender);
     assert_eq!((state.pending_output(), state.is_blocked()), (0, false));
     assert_eq!(state.crossed(&LIMITS), Some(Crossed::Low));
     assert!(state.wants_read() && !state.is_over() && state.lingers());
-    let outcome = queue(&mut state, Kind::Bytes, b"x", &LIMITS, &lender);
+    let outcome = queue(&state, Kind::Bytes, b"x", &LIMITS, &lender);
     assert_eq!(outcome, Err(Refusal::Closed));
     state.peer_eof();
     assert!(state.take_half_close() && state.is_over());
@@ -387,7 +415,7 @@ fn after_a_write_error_reading_goes_on() {
 
 #[test]
 fn after_a_read_error_held_input_is_still_delivered() {
-    let (mut state, lender) = (State::default(), lender());
+    let (state, lender) = (State::default(), lender());
     state.pause();
     state.keep_input(Buffer::from("rest"), &LIMITS, 0);
     state.read_failed(error(io::ErrorKind::TimedOut), &lender);
@@ -402,23 +430,23 @@ fn after_a_read_error_held_input_is_still_delivered() {
 #[test]
 fn the_first_reason_stays() {
     let lender = lender();
-    let write = |state: &mut State| state.write_failed(error(io::ErrorKind::BrokenPipe), &lender);
-    let read = |state: &mut State| state.read_failed(error(io::ErrorKind::TimedOut), &lender);
-    let close = |state: &mut State| state.end(CloseReason::Closed);
-    let first = |acts: [&dyn Fn(&mut State); 3]| {
-        let mut state = State::default();
-        acts.iter().for_each(|act| act(&mut state));
+    let write = |state: &State| state.write_failed(error(io::ErrorKind::BrokenPipe), &lender);
+    let read = |state: &State| state.read_failed(error(io::ErrorKind::TimedOut), &lender);
+    let close = |state: &State| state.end(CloseReason::Closed);
+    let assert_first = |acts: [&dyn Fn(&State); 3], expected: fn(&CloseReason) -> bool| {
+        let state = State::default();
+        acts.iter().for_each(|act| act(&state));
         assert!(state.is_over() && state.is_ended());
-        state.finish(&lender)
+        assert!(expected(state.finish(&lender)));
     };
-    assert!(matches!(first([&write, &read, &close]), CloseReason::WriteFailed(_)));
-    assert!(matches!(first([&read, &write, &close]), CloseReason::ReadFailed(_)));
-    assert!(matches!(first([&close, &read, &write]), CloseReason::Closed));
+    assert_first([&write, &read, &close], |reason| matches!(reason, CloseReason::WriteFailed(_)));
+    assert_first([&read, &write, &close], |reason| matches!(reason, CloseReason::ReadFailed(_)));
+    assert_first([&close, &read, &write], |reason| matches!(reason, CloseReason::Closed));
 }
 
 #[test]
 fn a_peer_gone_while_reading_is_paused_has_a_deadline() {
-    let mut state = State::default();
+    let state = State::default();
     state.pause();
     assert!(!state.lingers());
     state.hung_up();

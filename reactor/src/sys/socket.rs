@@ -121,42 +121,76 @@ pub fn unsent(socket: BorrowedFd<'_>) -> io::Result<usize> {
     }
 }
 
-/// Receives into the spare room of `bytes` and lengthens it by what came. The room is not zeroed
-/// first. Returns the number of bytes; 0 means end of file.
-///
-/// # Errors
-/// Those of recv(2). `InvalidInput` if there is no room, for a receive of length 0 would return 0
-/// and look like the end of the stream.
-#[inline(always)]
-pub fn recv(socket: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> io::Result<usize> {
-    let room = bytes.spare_capacity_mut();
-    if room.is_empty() {
-        return Err(no_room());
+/// How many bytes a call has moved, or why it failed: in one register, as the kernel itself returns
+/// it, a number of bytes or a negated `errno`. Whoever calls it for each message tests a sign; an
+/// [`io::Result`] is for the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "it may be an error"]
+pub struct Moved(isize);
+
+impl Moved {
+    /// The number of bytes, if it is neither 0 nor an error.
+    #[inline(always)]
+    pub fn some(self) -> Option<usize> {
+        (self.0 > 0).then_some(self.0 as usize)
     }
-    let (start, len) = (room.as_mut_ptr(), room.len());
-    // SAFETY: the pointer is valid for writing `len` bytes.
-    let n = retry(|| unsafe { libc::recv(socket.as_raw_fd(), start.cast(), len, 0) })?;
-    // SAFETY: the kernel has initialised the first `n` bytes of the spare room.
-    unsafe { bytes.set_len(bytes.len() + n) };
-    Ok(n)
+
+    /// Whether it is exactly this number of bytes.
+    #[inline(always)]
+    #[must_use]
+    pub fn is(self, bytes: usize) -> bool {
+        self.0 == bytes as isize
+    }
+
+    /// The number of bytes, or the error.
+    ///
+    /// # Errors
+    /// That of the call.
+    pub fn into_result(self) -> io::Result<usize> {
+        usize::try_from(self.0).map_err(|_| io::Error::from_raw_os_error(-self.0 as i32))
+    }
 }
 
-#[cold]
-fn no_room() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, "receiving into a buffer without room")
+impl From<io::Result<usize>> for Moved {
+    /// What is no error of the system becomes `EIO`.
+    fn from(result: io::Result<usize>) -> Moved {
+        match result {
+            Ok(n) => Moved(n as isize),
+            Err(e) => Moved(-(e.raw_os_error().unwrap_or(libc::EIO) as isize)),
+        }
+    }
+}
+
+/// Receives into the spare room of `bytes` and lengthens it by what came. The room is not zeroed
+/// first. 0 is the end of the stream.
+///
+/// Fails as recv(2) does; with `EINVAL` if there is no room, for a receive of length 0 would return 0
+/// and look like the end of the stream.
+#[inline(always)]
+pub fn recv(socket: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> Moved {
+    let room = bytes.spare_capacity_mut();
+    if room.is_empty() {
+        return Moved(-(libc::EINVAL as isize));
+    }
+    let (fd, start, len) = (socket.as_raw_fd(), room.as_mut_ptr(), room.len());
+    // SAFETY: the pointer is valid for writing `len` bytes.
+    let moved = moved(move || unsafe { libc::recv(fd, start.cast(), len, 0) });
+    if let Some(n) = moved.some() {
+        // SAFETY: the kernel has initialised the first `n` bytes of the spare room.
+        unsafe { bytes.set_len(bytes.len() + n) };
+    }
+    moved
 }
 
 /// Sends from `bytes` and returns how many were taken. Never raises SIGPIPE: a closed peer is the
 /// error `BrokenPipe`, whatever the process does with that signal.
 ///
-/// # Errors
-/// Those of send(2).
+/// Fails as send(2) does.
 #[inline(always)]
-pub fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+pub fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> Moved {
+    let (fd, start, len) = (socket.as_raw_fd(), bytes.as_ptr(), bytes.len());
     // SAFETY: the pointer is valid for reading `len` bytes.
-    retry(|| unsafe {
-        libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL)
-    })
+    moved(move || unsafe { libc::send(fd, start.cast(), len, libc::MSG_NOSIGNAL) })
 }
 
 /// Sends several slices, one after the other, in one call. At most [`MAX_SLICES`] are looked at.
@@ -208,6 +242,13 @@ pub fn send_file(
     }
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
     sent
+}
+
+/// The same as [`retry`], for the calls of each message.
+#[inline(always)]
+fn moved(call: impl Fn() -> libc::ssize_t) -> Moved {
+    let n = call();
+    if n >= 0 { Moved(n) } else { failed(call).into() }
 }
 
 /// Repeats a call while it is interrupted by signals.

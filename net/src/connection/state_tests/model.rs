@@ -79,7 +79,7 @@ struct World {
     deaf: bool,
     /// Something else than a refusal went wrong: output may be lost.
     broken: bool,
-    end: Option<CloseReason>,
+    ended: bool,
 }
 
 impl World {
@@ -109,12 +109,12 @@ impl World {
             first: None,
             deaf: false,
             broken: false,
-            end: None,
+            ended: false,
         }
     }
 
     fn step(&mut self, step: Step) {
-        if self.end.is_some() {
+        if self.ended {
             return;
         }
         match step {
@@ -130,7 +130,7 @@ impl World {
                     self.turn_end();
                 }
                 self.had_event = true;
-                if self.end.is_none() {
+                if !self.ended {
                     self.event();
                 }
             }
@@ -148,7 +148,7 @@ impl World {
         match act {
             Act::Send(kind, n) => {
                 let content = bytes(self.accepted, n);
-                match queue(&mut self.state, kind, content, &LIMITS, &self.lender) {
+                match queue(&self.state, kind, content, &LIMITS, &self.lender) {
                     Ok(()) => self.accepted += n,
                     Err(Refusal::Closed) => {}
                     Err(Refusal::Full) => {
@@ -227,6 +227,7 @@ impl World {
             return;
         }
         self.watched = self.wants != (false, false);
+        self.state.enter_event();
         let mut drained = false;
         if self.state.is_blocked() && (write || gone) {
             self.state.unblock();
@@ -237,16 +238,17 @@ impl World {
             self.hung_up();
         }
         self.settle(drained);
+        self.state.leave_event();
     }
 
     fn receive(&mut self) -> bool {
-        let into_empty = self.state.wants_read_into_empty();
+        let into_empty = self.state.is_untouched();
         let n = (self.peer_sent - self.received).min(LIMITS.read_size);
         let Some(mut input) = self.state.begin_read() else {
             assert!(!into_empty);
             return self.discard(n);
         };
-        assert_eq!(into_empty, input.is_empty(), "the short way is for nothing but new bytes");
+        assert!(!into_empty || input.is_empty(), "the short way is for nothing but new bytes");
         assert!(input.readable() == bytes(self.consumed, self.received - self.consumed));
         if n > 0 {
             input.append(bytes(self.received, n));
@@ -312,8 +314,9 @@ impl World {
             assert!(!self.fin, "output after the end of our stream");
             self.taken += n;
             self.room -= n;
-            if n == offered.len() && self.state.single_output().is_some() {
-                self.state.wrote_single(&self.lender);
+            if n == offered.len() && self.state.has_only_output() {
+                self.lender.give_back(self.state.take_single());
+                self.state.all_sent(n);
                 return true;
             }
             return self.state.wrote(n, offered.len(), &self.lender);
@@ -360,7 +363,8 @@ impl World {
             self.state.fin_sent();
         }
         if self.state.is_over() {
-            self.end = Some(self.state.finish(&self.lender));
+            self.state.finish(&self.lender);
+            self.ended = true;
             return;
         }
         let wants = (self.state.wants_read(), self.state.is_blocked());
@@ -371,21 +375,23 @@ impl World {
 
     fn turn_end(&mut self) {
         self.had_event = false;
-        if self.end.is_some() || !std::mem::take(&mut self.scheduled) {
+        if self.ended || !std::mem::take(&mut self.scheduled) {
             return;
         }
+        self.state.enter_event();
         if let Some(input) = self.state.begin_delivery(&LIMITS, 0) {
             self.deliver(input);
         }
         self.settle(false);
+        self.state.leave_event();
     }
 
     // The account.
 
     fn check(&self) {
         assert!(self.taken <= self.accepted && self.consumed <= self.received);
-        if let Some(reason) = &self.end {
-            self.check_end(reason);
+        if self.ended {
+            self.check_end(self.state.failure().unwrap());
             return;
         }
         let state = &self.state;
@@ -393,7 +399,7 @@ impl World {
         assert!(!matches!(self.first, Some("write" | "read")) || state.pending_output() == 0);
         assert!(self.first.is_some() || state.pending_output() == self.accepted - self.taken);
         let left = if self.deaf { 0 } else { self.received - self.consumed };
-        assert_eq!(state.input.len(), left, "input is with the state");
+        assert_eq!(state.input_left(), left, "input is with the state");
         if self.above_high || self.pauses > 0 {
             assert!(!state.wants_input(&LIMITS, 0));
             assert!(!state.wants_read() || self.deaf);
@@ -405,13 +411,13 @@ impl World {
         if !self.scheduled && self.first.is_none() {
             assert!(state.pending_output() <= LIMITS.high_water || !state.wants_read());
             assert!(state.pending_output() == 0 || state.is_blocked(), "output is stuck");
-            let rest = state.input.len();
+            let rest = state.input_left();
             let waits_for_us = !state.wants_input(&LIMITS, 0);
             assert!(rest < self.program.message || waits_for_us, "{rest} bytes are stuck");
             assert!(!self.fin || self.half_closed || state.lingers(), "no deadline");
         }
-        assert!(self.state.output.weight_with(&Outgoing::Bytes(&[])) <= LIMITS.output);
-        if state.pending_output() + state.input.len() == 0 {
+        assert!(output_memory(state) <= LIMITS.output);
+        if state.pending_output() + state.input_left() == 0 {
             assert_eq!(memory(state), 0, "memory for nothing");
         }
     }
@@ -453,7 +459,7 @@ impl World {
         self.turn_until_still();
         self.step(Step::Outside(Act::Shutdown));
         self.turn_until_still();
-        assert!(self.end.is_some(), "it never ends");
+        assert!(self.ended, "it never ends");
     }
 
     fn turn_until_still(&mut self) {
@@ -549,7 +555,7 @@ proptest! {
         };
         let mut takes = takes.into_iter().chain([20_000]).cycle();
         for (i, (kind, size)) in sends.into_iter().enumerate() {
-            queue(&mut state, kind, bytes(accepted, size), &limits, &lender).unwrap();
+            queue(&state, kind, bytes(accepted, size), &limits, &lender).unwrap();
             accepted += size;
             if i % 3 == 2 {
                 take(&mut state, takes.next().unwrap_or(1));
