@@ -204,8 +204,12 @@ fn cargo(target: &Path, words: &[&str]) -> io::Result<()> {
 fn native(target: &Path, source: &str, needs: &str, package: &str) -> io::Result<PathBuf> {
     let folder = target.join("ruduo-bench");
     std::fs::create_dir_all(&folder)?;
-    let path = workspace().join("benches/servers/native").join(source);
+    let sources = workspace().join("benches/servers/native");
+    let path = sources.join(source);
     let program = folder.join(path.file_stem().unwrap_or_default());
+    if is_newest(&program, &sources)? {
+        return Ok(program);
+    }
     let compiler: &[&str] =
         if source.ends_with(".cpp") { &["c++", "-std=c++17"] } else { &["cc", "-std=gnu11"] };
     let output = Command::new(compiler[0])
@@ -223,6 +227,17 @@ fn native(target: &Path, source: &str, needs: &str, package: &str) -> io::Result
     let complaint = String::from_utf8_lossy(&output.stderr);
     let first = complaint.lines().find(|line| line.contains("error")).unwrap_or_default();
     Err(io::Error::other(format!("it needs the Debian package {package} ({first})")))
+}
+
+/// Whether the program is there, and younger than all of its possible sources.
+fn is_newest(program: &Path, sources: &Path) -> io::Result<bool> {
+    let Ok(built) = program.metadata().and_then(|data| data.modified()) else { return Ok(false) };
+    for source in std::fs::read_dir(sources)? {
+        if source?.metadata()?.modified()? >= built {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The folder of the whole project.

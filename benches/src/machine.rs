@@ -14,7 +14,7 @@ pub(crate) fn facts() -> Vec<(String, String)> {
     let cpu = models.next().map(|model| format!("{} x {model}", models.count() + 1));
     [
         ("measured", said_by("date", &["-u", "+%F %H:%M UTC"])),
-        ("commit", said_by("git", &["describe", "--always", "--dirty"])),
+        ("commit", said_by("git", &["rev-parse", "--short", "HEAD"])),
         ("CPU", cpu),
         ("system", said_by("uname", &["-sr"])),
         ("compiler", said_by("rustc", &["--version"])),

@@ -60,7 +60,8 @@ pub(crate) fn http(plan: &Plan) -> io::Result<Record> {
         eprintln!("SKIPPED: http: there is no wrk here");
         return Ok(Record { section: "http".into(), ..Record::default() });
     }
-    let cases = [1, 100].map(|connections| (format!("{connections} connections"), connections));
+    let cases = [("1 connection", 1), ("100 connections", 100)]
+        .map(|(case, connections)| (String::from(case), connections));
     take_turns(plan, "http", Task::Http, &cases, |contestant, &connections| {
         let mut server = contestant.start(Some(SERVER_CPU), &Around::Nothing)?;
         let url = format!("http://{}/", server.address()?);

@@ -19,6 +19,10 @@ pub(crate) fn check(accept: bool) -> io::Result<bool> {
     let mut holds = true;
     for counter in [Counter::Instructions, Counter::Syscalls] {
         if !is_installed(counter.tool()) {
+            if accept {
+                let what = format!("without {} half of the ceilings would be lost", counter.tool());
+                return Err(io::Error::new(io::ErrorKind::NotFound, what));
+            }
             println!("SKIPPED: {}: there is no {} here", counter.section(), counter.tool());
             continue;
         }

@@ -83,7 +83,8 @@ impl Counter {
         let file = std::env::temp_dir().join(format!("ruduo-bench-{}.count", std::process::id()));
         let mut process = contestant.start(None, &self.around(file.clone()))?;
         let done = process.address().and_then(|address| work.run(address, count));
-        let total = process.stop().and(done).and_then(|()| self.read(&file));
+        let stopped = process.stop();
+        let total = done.and(stopped).and_then(|()| self.read(&file));
         // It is not there if the tool could not start.
         let _gone = std::fs::remove_file(&file);
         total

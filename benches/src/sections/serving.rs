@@ -43,7 +43,10 @@ pub(crate) fn pingpong(plan: &Plan) -> io::Result<Record> {
         load.run(WARM_UP)?;
         let mut figures = measured(&server, "messages/s", || load.run(TURN))?;
         let messages = figures[0].1;
-        figures.insert(1, ("MiB/s".into(), messages * shape.bytes as f64 / f64::from(1 << 20)));
+        figures.insert(
+            1,
+            ("MiB each second".into(), messages * shape.bytes as f64 / f64::from(1 << 20)),
+        );
         Ok(figures)
     })
 }
