@@ -34,6 +34,8 @@
 //! and [`ruduo_net`]. How they work inside is told in
 //! [`docs/architecture.md`](https://docs.rs/crate/ruduo/latest/source/docs/architecture.md).
 
+#[cfg(feature = "listenfd")]
+pub use ruduo_net::ListenFd;
 pub use ruduo_net::{
     Address, Addresses, Buffer, CloseReason, ClosedCounts, Connection, ConnectionHandle,
     ConnectionId, DecodeError, EncodeError, FrameCodec, Handler, HandlerHandle, Keepalive,

@@ -34,6 +34,8 @@ pub use connection::{
     CloseReason, Connection, ConnectionHandle, HandlerHandle, PeerCredentials, SendError,
 };
 pub use handler::{Handler, handler_fn};
+#[cfg(feature = "listenfd")]
+pub use listenfd::ListenFd;
 pub use metrics::{ClosedCounts, RefusedCounts, ServerMetrics, StopReport};
 pub use registry::ConnectionId;
 pub use relay::Relay;

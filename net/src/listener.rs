@@ -6,8 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::sys::socket::{Backlog, listen, setsockopt, sockopt};
+use nix::sys::socket::{Backlog, getsockopt, listen, setsockopt, sockopt};
 use ruduo_reactor::sys::socket;
 
 use crate::{Address, Addresses};
@@ -45,8 +46,6 @@ pub(crate) struct Listener {
     fd: OwnedFd,
     address: Address,
     options: ListenOptions,
-    /// Held for its Drop, which removes the file.
-    #[expect(dead_code, reason = "held for its Drop")]
     file: Option<SocketFile>,
 }
 
@@ -97,6 +96,10 @@ impl Listener {
 
     /// One that listens already. Its file, if it has one, is somebody else's.
     pub(crate) fn from_fd(fd: OwnedFd) -> io::Result<Listener> {
+        if !getsockopt(&fd, sockopt::AcceptConn)? {
+            let why = "it is a socket that does not listen";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
         Listener::taken_over(fd, None, ListenOptions::default())
     }
 
@@ -132,6 +135,13 @@ impl Listener {
         Ok(all)
     }
 
+    /// Somebody else listens there too, and goes on when we do not any more.
+    pub(crate) fn leave_file(&self) {
+        if let Some(file) = &self.file {
+            file.is_left.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Where it listens: the real port, also after binding port 0.
     pub(crate) fn address(&self) -> &Address {
         &self.address
@@ -153,6 +163,8 @@ pub(crate) struct SocketFile {
     identity: (u64, u64),
     /// A forked child has a copy of this value, but the file is its parent's.
     process: u32,
+    /// It is a successor's now.
+    is_left: AtomicBool,
 }
 
 impl SocketFile {
@@ -173,13 +185,19 @@ impl SocketFile {
         }
         let path = std::path::absolute(path)?;
         let identity = identity(&path)?;
-        Ok(SocketFile { path, identity, process: std::process::id() })
+        Ok(SocketFile {
+            path,
+            identity,
+            process: std::process::id(),
+            is_left: AtomicBool::new(false),
+        })
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let is_ours = self.process == std::process::id()
+        let is_ours = !*self.is_left.get_mut()
+            && self.process == std::process::id()
             && identity(&self.path).is_ok_and(|there| there == self.identity);
         if is_ours && let Err(e) = fs::remove_file(&self.path) {
             log::warn!("removing {}: {e}", self.path.display());

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use ruduo_reactor::{EventLoop, LoopHandle};
@@ -46,6 +46,8 @@ pub struct ServerHandle {
 pub(super) struct Shared {
     pub(super) id: u64,
     pub(super) local_addr: Address,
+    /// Gone when they do not listen any more.
+    pub(super) listeners: Vec<Weak<Listener>>,
     pub(super) base: LoopHandle,
     pub(super) admission: Admission,
     pub(super) accepted: AtomicU64,
@@ -69,6 +71,7 @@ impl Shared {
         Shared {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             local_addr: listeners[0].address().clone(),
+            listeners: listeners.iter().map(Arc::downgrade).collect(),
             base,
             admission: Admission::new(bounds),
             accepted: AtomicU64::new(0),

@@ -1,9 +1,11 @@
 //! Servers: how one is described.
 //!
 //! This file is the description. [`listening`] is where one begins, on TCP or a Unix socket,
-//! [`serving`] is the server at work on its loops, and [`handle`] reaches it from outside.
+//! [`serving`] is the server at work on its loops, [`admission`] lets connections in, [`handle`]
+//! reaches it from outside, and by [`hand_over`] its listener outlives it.
 
 mod admission;
+mod hand_over;
 mod handle;
 mod listening;
 mod serving;

@@ -10,6 +10,7 @@ pub(crate) mod current;
 #[cfg(target_os = "linux")]
 pub(crate) mod epoll;
 pub(crate) mod fork;
+pub mod inherit;
 pub(crate) mod poll;
 pub(crate) mod signal;
 pub mod socket;
