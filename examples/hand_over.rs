@@ -26,8 +26,8 @@ Echoes what it receives, and hands its listener over to a new instance of itself
 
 Usage: hand_over [--listen ADDRESS] [--threads N]
 
-  --listen ADDRESS  where to listen if no listener is inherited (LISTEN_FDS, as from systemd); port 0
-                    is any free one [127.0.0.1:2007]
+  --listen ADDRESS  where to listen if no listener is inherited (LISTEN_FDS, as from systemd);
+                    port 0 is any free one [127.0.0.1:2007]
   --threads N       threads that serve connections; 0: the accepting one [0]
   --help            this text
 
