@@ -1,0 +1,69 @@
+//! `docs/behaviours.md` is true: each of its rows names tests of its own, and they exist.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+const ROWS: usize = 69;
+
+/// Rows of what is not there yet: UDP (14, 63), TLS (66), clients that connect by themselves
+/// (58 to 61).
+const UNTESTED: [usize; 7] = [14, 58, 59, 60, 61, 63, 66];
+
+/// All names of the form `bNN_...` in a text.
+fn names(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| row_of(word).is_some())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The NN of `bNN_...`.
+fn row_of(name: &str) -> Option<usize> {
+    let (digits, rest) = name.strip_prefix('b')?.split_once('_')?;
+    (digits.len() == 2 && !rest.is_empty()).then(|| digits.parse().ok())?
+}
+
+fn names_below(folder: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            names_below(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.extend(names(&fs::read_to_string(&path).unwrap()));
+        }
+    }
+}
+
+/// The rows of the tables: a number, and the line.
+fn rows(catalogue: &str) -> impl Iterator<Item = (usize, &str)> {
+    catalogue.lines().filter_map(|line| {
+        let number = line.strip_prefix("| ")?.split_once(' ')?.0;
+        Some((number.parse().ok()?, line))
+    })
+}
+
+#[test]
+fn each_row_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let catalogue = fs::read_to_string(root.join("docs/behaviours.md")).unwrap();
+    let mut tests = BTreeSet::new();
+    for folder in ["tests", "reactor", "net"] {
+        names_below(&root.join(folder), &mut tests);
+    }
+
+    let mut numbers: Vec<_> = rows(&catalogue).map(|(number, _)| number).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, Vec::from_iter(1..=ROWS), "each row stands there once");
+
+    for (number, line) in rows(&catalogue) {
+        let named = names(line);
+        assert!(!named.is_empty() || UNTESTED.contains(&number), "row {number} names no test");
+        for name in named {
+            assert_eq!(row_of(&name), Some(number), "{name} stands in row {number}");
+            assert!(tests.contains(&name), "row {number}: there is no test {name}");
+        }
+    }
+}
