@@ -23,7 +23,7 @@
 //!   connection. The [`Connection`] is what callbacks do things to, the [`Buffer`] is where the
 //!   bytes are.
 //! - [`LineCodec`] and [`FrameCodec`] find the messages in a stream.
-//! - [`TcpClient`]: a connection that this side began.
+//! - [`TcpClient`]: a connection that this side begins, and begins again.
 //! - [`ServerHandle`] stops a server gracefully, [`ConnectionHandle`] reaches a connection from
 //!   other threads.
 //! - [`EventLoop`] for timers, tasks, signals, and channels of your own; [`LoopHandle`] to reach it
@@ -37,10 +37,11 @@
 #[cfg(feature = "listenfd")]
 pub use ruduo_net::ListenFd;
 pub use ruduo_net::{
-    Address, Addresses, Buffer, CloseReason, ClosedCounts, Connection, ConnectionHandle,
-    ConnectionId, DecodeError, EncodeError, FrameCodec, Handler, HandlerHandle, Keepalive,
-    LineCodec, ParseAddressError, PeerCredentials, RefusedCounts, Relay, SendError, Server,
-    ServerHandle, ServerMetrics, StopReport, TcpClient, TcpListenerBuilder, TcpServer, UnixAddress,
+    Address, Addresses, Buffer, Client, ClientHandle, CloseReason, ClosedCounts, ConnectError,
+    ConnectFailure, Connected, Connection, ConnectionHandle, ConnectionId, DecodeError,
+    EncodeError, FrameCodec, Handler, HandlerHandle, Keepalive, LineCodec, ParseAddressError,
+    PeerCredentials, RefusedCounts, Relay, Retry, SendError, Server, ServerHandle, ServerMetrics,
+    StopReport, TcpClient, TcpListenerBuilder, TcpServer, UnixAddress, UnixClient,
     UnixListenerBuilder, UnixServer, callbacks, handler_fn,
 };
 pub use ruduo_reactor::{

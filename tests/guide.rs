@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+#[path = "../docs/guide/asking.rs"]
+mod asking;
 mod common;
 #[allow(dead_code)]
 #[path = "../docs/guide/echo.rs"]
@@ -16,7 +18,7 @@ use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use common::{Running, pattern, read_n, read_to_end, serve};
+use common::{Running, eventually, pattern, read_n, read_to_end, serve};
 use ruduo::{FrameCodec, LoopPool};
 
 /// Long enough for whoever is not about to be too late.
@@ -29,6 +31,7 @@ fn the_guide_shows_its_programs_as_they_are() {
         include_str!("../docs/guide/echo.rs"),
         include_str!("../docs/guide/lines.rs"),
         include_str!("../docs/guide/hub.rs"),
+        include_str!("../docs/guide/asking.rs"),
     ];
     let blocks: Vec<_> = guide.split("```rust").skip(1).collect();
     assert!(blocks.len() > 10);
@@ -63,6 +66,18 @@ fn lines_are_counted_for_each_client() {
         let mut peer = server.connect();
         peer.write_all(&[b"short\n".to_vec(), vec![b'x'; 1001]].concat()).unwrap();
         assert_eq!(read_to_end(&peer).unwrap(), b"1: short\n");
+    });
+}
+
+#[test]
+fn who_asks_gets_the_answer() {
+    alone!().run(|| {
+        let server = serve(|event_loop| lines::serve(event_loop, "127.0.0.1:0"));
+        let event_loop = ruduo::EventLoop::new().unwrap();
+        let client = asking::ask(&event_loop, server.addr()).unwrap();
+        event_loop.run().unwrap();
+        assert_eq!((client.connections(), client.failures()), (1, 0));
+        eventually("the question has come", || server.server.metrics().received == 11);
     });
 }
 

@@ -28,7 +28,9 @@ mod transport;
 
 pub use address::Addresses;
 pub use buffer::Buffer;
-pub use client::TcpClient;
+pub use client::{
+    Client, ClientHandle, ConnectError, ConnectFailure, Connected, Retry, TcpClient, UnixClient,
+};
 pub use codec::{DecodeError, EncodeError, FrameCodec, LineCodec};
 pub use connection::{
     CloseReason, Connection, ConnectionHandle, HandlerHandle, PeerCredentials, SendError,

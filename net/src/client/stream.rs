@@ -1,4 +1,4 @@
-//! Connections that we began.
+//! A stream that is connected already, on a loop.
 
 use std::cell::OnceCell;
 use std::io;
@@ -17,7 +17,8 @@ use crate::registry::Resident;
 use crate::transport::Plain;
 use crate::{Address, Connection, ConnectionHandle, Handler};
 
-/// A connection that this side began, as it is given to a loop: the same [`Connection`] and
+/// A stream that is connected already, as it is given to a loop: from
+/// [`TcpClient::from_stream`](crate::TcpClient::from_stream). The same [`Connection`] and
 /// [`Handler`] as a server's, with the limits that servers have by default.
 ///
 /// ```no_run
@@ -39,32 +40,28 @@ use crate::{Address, Connection, ConnectionHandle, Handler};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
-#[must_use = "a client does nothing before `serve`"]
-pub struct TcpClient<'l> {
+#[must_use = "it does nothing before `serve`"]
+pub struct Connected<'l> {
     event_loop: &'l EventLoop,
     socket: OwnedFd,
     peer: Address,
 }
 
-/// What the clients of one loop have in common; its `local` value.
+/// What these connections of one loop have in common; its `local` value.
 #[derive(Default)]
-struct Clients {
+struct Streams {
     context: OnceCell<Rc<Context>>,
 }
 
-impl<'l> TcpClient<'l> {
-    /// A client on a stream that is connected already. It gets TCP_NODELAY, for all that a
-    /// callback sends leaves in one piece anyway.
-    ///
-    /// # Errors
-    /// If it is not connected any more, or can't be made non-blocking.
-    pub fn from_stream(event_loop: &'l EventLoop, stream: TcpStream) -> io::Result<TcpClient<'l>> {
+impl<'l> Connected<'l> {
+    /// It gets TCP_NODELAY, for all that a callback sends leaves in one piece anyway.
+    pub(super) fn new(event_loop: &'l EventLoop, stream: TcpStream) -> io::Result<Connected<'l>> {
         let context = |e: io::Error| io::Error::new(e.kind(), format!("taking over a stream: {e}"));
         let peer = stream.peer_addr().map_err(context)?.into();
         stream.set_nonblocking(true).map_err(context)?;
         let socket = OwnedFd::from(stream);
         setsockopt(&socket, sockopt::TcpNoDelay, &true).map_err(|e| context(e.into()))?;
-        Ok(TcpClient { event_loop, socket, peer })
+        Ok(Connected { event_loop, socket, peer })
     }
 
     /// Gives it to the loop, with the handler that `make_handler` makes: as a task of the loop, for
@@ -77,9 +74,9 @@ impl<'l> TcpClient<'l> {
         self,
         make_handler: impl FnOnce(&Connection<'_>) -> H + 'static,
     ) -> io::Result<ConnectionHandle> {
-        let TcpClient { event_loop, socket, peer } = self;
-        let clients = event_loop.local::<Clients>();
-        let context = clients.context.get_or_init(|| {
+        let Connected { event_loop, socket, peer } = self;
+        let streams = event_loop.local::<Streams>();
+        let context = streams.context.get_or_init(|| {
             Rc::new(Context::new(event_loop, Limits::default(), Arc::default(), |_, _| {}))
         });
         let endpoint = Endpoint::open(event_loop, context, (socket, peer), Plain)?;

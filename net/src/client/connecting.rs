@@ -1,0 +1,514 @@
+//! A client at work: one attempt after the other, until there is a connection.
+//!
+//! ```text
+//!              name                  addresses                    first that answers
+//!   begin ──▶ Resolving ──────────▶ Connecting ─────────────────▶ Connected
+//!     ▲           │ fails, too late     │ all fail, too late          │ closes
+//!     │           ▼                     ▼                             ▼
+//!     └──────── Waiting ◀──── told to the program; is it tried again? ───▶ Ended
+//! ```
+//!
+//! Several addresses race (RFC 8305, "Happy Eyeballs"): the families take turns, the next address is
+//! tried 250 ms after the last one or as soon as one fails, the first that answers wins, and the
+//! others are closed.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use ruduo_reactor::sys::socket;
+use ruduo_reactor::{Channel, Event, EventLoop, Interest, Source, TimerId, Token};
+
+use super::failure::{ConnectError, ConnectFailure};
+use super::handle::{ClientHandle, Shared};
+use super::{Settings, resolver, retry};
+use crate::connection::endpoint::Endpoint;
+use crate::context::Context;
+use crate::registry::Resident;
+use crate::transport::{self, Plain};
+use crate::{Address, Addresses, CloseReason, Connection, ConnectionHandle, Handler};
+
+/// "Connection Attempt Delay", RFC 8305, section 5.
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// The clients of one loop; its `local` value.
+#[derive(Default)]
+struct Clients {
+    clients: RefCell<HashMap<u64, Rc<Worker>>>,
+}
+
+impl Clients {
+    fn get(&self, id: u64) -> Option<Rc<Worker>> {
+        self.clients.borrow().get(&id).cloned()
+    }
+}
+
+/// Calls `f` with the client `id` of this loop, if it still works.
+fn with(event_loop: &EventLoop, id: u64, f: impl FnOnce(&Worker)) {
+    if let Some(worker) = event_loop.local::<Clients>().get(id) {
+        f(&worker);
+    }
+}
+
+/// Gives a client to its loop.
+pub(super) fn start<F, H>(
+    event_loop: &EventLoop,
+    target: Addresses,
+    settings: Settings,
+    factory: F,
+) -> io::Result<ClientHandle>
+where
+    F: FnMut(&Connection<'_>) -> H + 'static,
+    H: Handler,
+{
+    let limits = settings.limits;
+    limits.check().map_err(|e| io::Error::new(e.kind(), format!("starting a client: {e}")))?;
+    let shared = Arc::new(Shared::new(event_loop.handle()));
+    let id = shared.id;
+    let on_closed = move |event_loop: &EventLoop, _: &Address| {
+        with(event_loop, id, |worker| worker.closed(event_loop));
+    };
+    let context = Rc::new(Context::new(event_loop, limits, Arc::default(), on_closed));
+    let factory = Rc::new(RefCell::new(factory));
+    let open = {
+        let (context, shared) = (context.clone(), shared.clone());
+        move |event_loop: &EventLoop, socket: OwnedFd, peer: Address| -> io::Result<()> {
+            let endpoint = Endpoint::open(event_loop, &context, (socket, peer), Plain)?;
+            let handle: ConnectionHandle = Connection::new(event_loop, endpoint.core()).handle();
+            shared.set_connection(Some(handle));
+            endpoint.begin(event_loop, |conn| (factory.borrow_mut())(conn));
+            Ok(())
+        }
+    };
+    let worker = Worker {
+        shared: shared.clone(),
+        target,
+        settings,
+        context,
+        open: Box::new(open),
+        phase: RefCell::new(Phase::Waiting),
+        timer: Cell::new(None),
+        failures: Cell::new(0),
+    };
+    event_loop.local::<Clients>().clients.borrow_mut().insert(id, Rc::new(worker));
+    // Not at once, for this may be called inside a callback, and a failure calls another one.
+    event_loop.defer(move |event_loop| with(event_loop, id, |worker| worker.begin(event_loop)));
+    Ok(ClientHandle { shared })
+}
+
+/// Stops the client `id`, if it still works.
+pub(super) fn stop(event_loop: &EventLoop, id: u64, deadline: Instant) {
+    with(event_loop, id, |worker| worker.stop(event_loop, deadline));
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    target: Addresses,
+    settings: Settings,
+    context: Rc<Context>,
+    /// Makes a connection of a connected socket.
+    open: Box<Open>,
+    phase: RefCell<Phase>,
+    /// The end of an attempt, or of the wait between two.
+    timer: Cell<Option<TimerId>>,
+    /// Attempts in a row that have failed.
+    failures: Cell<u32>,
+}
+
+type Open = dyn Fn(&EventLoop, OwnedFd, Address) -> io::Result<()>;
+
+enum Phase {
+    /// Before the next attempt.
+    Waiting,
+    Resolving,
+    Connecting(Race),
+    Connected,
+    Ended,
+}
+
+/// One attempt: several addresses, of which the first that answers is taken.
+#[derive(Default)]
+struct Race {
+    left: VecDeque<Address>,
+    running: Vec<(Token, Address)>,
+    tried: Vec<(Address, ConnectError)>,
+    stagger: Option<TimerId>,
+}
+
+/// What has become of one address.
+enum Outcome {
+    Connected(OwnedFd),
+    InProgress(OwnedFd),
+}
+
+impl Worker {
+    fn begin(&self, event_loop: &EventLoop) {
+        if self.is_over() {
+            return;
+        }
+        self.shared.attempts.fetch_add(1, Ordering::Relaxed);
+        self.arm(event_loop, self.settings.connect_timeout, Worker::timed_out);
+        if let Some(addresses) = self.target.known().filter(|known| !known.is_empty()) {
+            return self.race(event_loop, addresses.to_vec());
+        }
+        self.phase.replace(Phase::Resolving);
+        let (id, attempt) = (self.shared.id, self.shared.attempts.load(Ordering::Relaxed));
+        let handle = event_loop.handle();
+        let answer = move |result| {
+            // If the loop has ended, so has the client.
+            let _ = handle.post(move |event_loop| {
+                with(event_loop, id, |worker| worker.resolved(event_loop, attempt, result));
+            });
+        };
+        if let Err(e) = resolver::resolve(self.target.clone(), answer) {
+            self.failed(event_loop, ConnectError::of(&e), Vec::new());
+        }
+    }
+
+    fn resolved(&self, event_loop: &EventLoop, attempt: u64, result: io::Result<Vec<Address>>) {
+        let expected = matches!(*self.phase.borrow(), Phase::Resolving)
+            && attempt == self.shared.attempts.load(Ordering::Relaxed);
+        match result {
+            // It was too late: that attempt has been given up.
+            _ if !expected => {}
+            Ok(addresses) => self.race(event_loop, addresses),
+            Err(e) => self.failed(event_loop, ConnectError::NotResolved(e.to_string()), Vec::new()),
+        }
+    }
+
+    fn race(&self, event_loop: &EventLoop, addresses: Vec<Address>) {
+        let race = Race { left: interleave(addresses), ..Race::default() };
+        self.phase.replace(Phase::Connecting(race));
+        self.next(event_loop);
+    }
+
+    /// Tries the next address, and those after it as long as they fail at once.
+    fn next(&self, event_loop: &EventLoop) {
+        while let Some(address) = self.next_address() {
+            match self.connect(&address) {
+                Ok(Outcome::Connected(fd)) => return self.connected(event_loop, fd, address),
+                Ok(Outcome::InProgress(fd)) => {
+                    let source = Connecting { client: self.shared.id, fd };
+                    let channel = Channel::from_source(Rc::new(source), Interest::WRITE);
+                    match event_loop.register(channel) {
+                        Ok(token) => return self.in_progress(event_loop, token, address),
+                        Err(e) => self.note(address, ConnectError::of(&e)),
+                    }
+                }
+                Err(e) => self.note(address, ConnectError::of(&e)),
+            }
+        }
+        self.check_lost(event_loop);
+    }
+
+    fn next_address(&self) -> Option<Address> {
+        match &mut *self.phase.borrow_mut() {
+            Phase::Connecting(race) => race.left.pop_front(),
+            _ => None,
+        }
+    }
+
+    /// Begins to connect to one address.
+    fn connect(&self, address: &Address) -> io::Result<Outcome> {
+        let Settings { limits, nodelay, local, .. } = &self.settings;
+        let fd = socket::stream(address)?;
+        if matches!(address, Address::Ip(_)) {
+            setsockopt(&fd, sockopt::TcpNoDelay, nodelay)?;
+        }
+        limits.tcp.set_on(fd.as_fd(), address)?;
+        if let Some(local) = local {
+            if matches!(local, Address::Ip(_)) {
+                setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+            }
+            socket::bind(fd.as_fd(), local)?;
+        }
+        match socket::connect(fd.as_fd(), address) {
+            Ok(()) => Ok(Outcome::Connected(fd)),
+            Err(e) if e.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {
+                Ok(Outcome::InProgress(fd))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn in_progress(&self, event_loop: &EventLoop, token: Token, address: Address) {
+        let id = self.shared.id;
+        if let Phase::Connecting(race) = &mut *self.phase.borrow_mut() {
+            race.running.push((token, address));
+            if !race.left.is_empty() {
+                let next = move |event_loop: &EventLoop| {
+                    with(event_loop, id, |worker| worker.next(event_loop));
+                };
+                race.stagger = Some(event_loop.run_after(STAGGER, next));
+            }
+        }
+    }
+
+    /// One of those that run has come to an end.
+    fn answered(&self, event_loop: &EventLoop, token: Token, fd: &OwnedFd) {
+        let found = match &mut *self.phase.borrow_mut() {
+            Phase::Connecting(race) => {
+                let index = race.running.iter().position(|(running, _)| *running == token);
+                index.map(|index| race.running.swap_remove(index).1)
+            }
+            _ => None,
+        };
+        let Some(address) = found else { return };
+        event_loop.deregister(token);
+        // Asked once: reading SO_ERROR clears it.
+        let error = match getsockopt(fd, sockopt::SocketError) {
+            Ok(0) => None,
+            Ok(errno) => Some(io::Error::from_raw_os_error(errno)),
+            Err(e) => Some(e.into()),
+        };
+        if let Some(e) = error {
+            self.note(address, ConnectError::of(&e));
+            return self.next_at_once(event_loop);
+        }
+        // The loop holds the source, and with it the descriptor, until the end of the turn.
+        match fd.try_clone() {
+            Ok(fd) => self.connected(event_loop, fd, address),
+            Err(e) => {
+                self.note(address, ConnectError::of(&e));
+                self.next_at_once(event_loop);
+            }
+        }
+    }
+
+    /// One has failed, so there is no reason to wait with the next.
+    fn next_at_once(&self, event_loop: &EventLoop) {
+        if let Phase::Connecting(race) = &mut *self.phase.borrow_mut()
+            && let Some(stagger) = race.stagger.take()
+        {
+            event_loop.cancel(stagger);
+        }
+        self.next(event_loop);
+    }
+
+    fn note(&self, address: Address, error: ConnectError) {
+        if let Phase::Connecting(race) = &mut *self.phase.borrow_mut() {
+            race.tried.push((address, error));
+        }
+    }
+
+    /// Nothing runs and nothing is left: the attempt has failed.
+    fn check_lost(&self, event_loop: &EventLoop) {
+        let tried = match &mut *self.phase.borrow_mut() {
+            Phase::Connecting(race) if race.running.is_empty() && race.left.is_empty() => {
+                std::mem::take(&mut race.tried)
+            }
+            _ => return,
+        };
+        let first = tried.first().map_or(ConnectError::TimedOut, |(_, error)| error.clone());
+        self.failed(event_loop, first, tried);
+    }
+
+    fn connected(&self, event_loop: &EventLoop, fd: OwnedFd, address: Address) {
+        let itself = matches!(address, Address::Ip(_))
+            && socket::local_address(fd.as_fd()).is_ok_and(|local| local == address);
+        if itself {
+            // With a reset, so that the port is free for its server at once.
+            if let Err(e) = transport::reset_on_close(fd.as_fd()) {
+                log::debug!("resetting a connection to itself: {e}");
+            }
+            drop(fd);
+            self.note(address, ConnectError::SelfConnected);
+            return self.next_at_once(event_loop);
+        }
+        self.give_up(event_loop);
+        if self.is_over() {
+            return self.end(event_loop);
+        }
+        self.phase.replace(Phase::Connected);
+        self.failures.set(0);
+        self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        if let Err(e) = (self.open)(event_loop, fd, address.clone()) {
+            let error = ConnectError::of(&e);
+            self.failed(event_loop, error.clone(), vec![(address, error)]);
+        }
+    }
+
+    fn timed_out(&self, event_loop: &EventLoop) {
+        let mut tried = Vec::new();
+        if let Phase::Connecting(race) = &mut *self.phase.borrow_mut() {
+            tried.append(&mut race.tried);
+            let late = race.running.iter().map(|(_, address)| address.clone());
+            tried.extend(late.map(|address| (address, ConnectError::TimedOut)));
+        }
+        self.failed(event_loop, ConnectError::TimedOut, tried);
+    }
+
+    /// An attempt has failed. Is there another one?
+    fn failed(
+        &self,
+        event_loop: &EventLoop,
+        error: ConnectError,
+        tried: Vec<(Address, ConnectError)>,
+    ) {
+        self.give_up(event_loop);
+        if self.is_over() {
+            return self.end(event_loop);
+        }
+        self.shared.failures.fetch_add(1, Ordering::Relaxed);
+        let attempt = self.failures.get().saturating_add(1);
+        self.failures.set(attempt);
+        let retry_in = self.settings.retry.delay(attempt, retry::chance());
+        self.phase.replace(Phase::Waiting);
+        if let Some(delay) = retry_in {
+            self.arm(event_loop, delay, Worker::begin);
+        }
+        let target = self.target.to_string();
+        let failure = ConnectFailure { target, error, tried, attempt, retry_in };
+        log::debug!("{failure}");
+        if let Some(on_failed) = &self.settings.on_failed {
+            // A panic in it has been logged and counted; the client goes on.
+            let _ = event_loop.isolate("on_connect_failed", || on_failed(event_loop, &failure));
+        }
+        if retry_in.is_none() {
+            self.end(event_loop);
+        }
+    }
+
+    /// The connection has closed.
+    fn closed(&self, event_loop: &EventLoop) {
+        self.shared.set_connection(None);
+        match self.settings.retry.delay(1, retry::chance()) {
+            Some(delay) if !self.is_over() => {
+                self.phase.replace(Phase::Waiting);
+                self.arm(event_loop, delay, Worker::begin);
+            }
+            _ => self.end(event_loop),
+        }
+    }
+
+    fn stop(&self, event_loop: &EventLoop, deadline: Instant) {
+        if !matches!(*self.phase.borrow(), Phase::Connected) {
+            return self.end(event_loop);
+        }
+        let context = self.context.clone();
+        event_loop.run_at(deadline, move |event_loop| {
+            for resident in context.registry.select(|core| core.belongs_to(&context)) {
+                resident.core().end(event_loop, CloseReason::Stopped);
+            }
+        });
+        let context = &self.context;
+        context.begin_stopping();
+        for resident in context.registry.select(|core| core.belongs_to(context)) {
+            resident.on_stopping(event_loop);
+        }
+    }
+
+    /// Whether it has ended, or is to end as soon as it can.
+    fn is_over(&self) -> bool {
+        self.shared.is_stopping() || matches!(*self.phase.borrow(), Phase::Ended)
+    }
+
+    fn end(&self, event_loop: &EventLoop) {
+        self.give_up(event_loop);
+        self.phase.replace(Phase::Ended);
+        let clients = event_loop.local::<Clients>();
+        let worker = clients.clients.borrow_mut().remove(&self.shared.id);
+        // Its closures are the user's; the loop drops them when nothing is borrowed.
+        event_loop.defer(move |_| drop(worker));
+        self.shared.set_ended();
+    }
+
+    /// Ends all that is going on.
+    fn give_up(&self, event_loop: &EventLoop) {
+        if let Some(timer) = self.timer.take() {
+            event_loop.cancel(timer);
+        }
+        if let Phase::Connecting(race) = &mut *self.phase.borrow_mut() {
+            let race = std::mem::take(race);
+            if let Some(stagger) = race.stagger {
+                event_loop.cancel(stagger);
+            }
+            for (token, _) in race.running {
+                event_loop.deregister(token);
+            }
+        }
+    }
+
+    /// Arms the client's one timer.
+    fn arm(&self, event_loop: &EventLoop, delay: Duration, then: fn(&Worker, &EventLoop)) {
+        let id = self.shared.id;
+        let timer = event_loop.run_after(delay, move |event_loop| {
+            with(event_loop, id, |worker| {
+                worker.timer.set(None);
+                then(worker, event_loop);
+            });
+        });
+        if let Some(before) = self.timer.replace(Some(timer)) {
+            event_loop.cancel(before);
+        }
+    }
+}
+
+/// However a client ends, also with its loop: nobody waits for it for ever.
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.shared.set_connection(None);
+        self.shared.set_ended();
+    }
+}
+
+/// A socket that waits for the other side's answer.
+struct Connecting {
+    client: u64,
+    fd: OwnedFd,
+}
+
+impl Source for Connecting {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn name(&self) -> String {
+        "a connection that is being made".to_owned()
+    }
+
+    fn on_event(self: Rc<Self>, event_loop: &EventLoop, event: Event) {
+        with(event_loop, self.client, |worker| {
+            worker.answered(event_loop, event.token, &self.fd);
+        });
+    }
+}
+
+/// The addresses in the order in which to try them: the families take turns, beginning with that of
+/// the first (RFC 8305, section 4).
+fn interleave(addresses: Vec<Address>) -> VecDeque<Address> {
+    let is_v6 = |address: &Address| address.ip().is_some_and(|ip| ip.is_ipv6());
+    let first = addresses.first().is_some_and(is_v6);
+    let (mut one, mut other): (VecDeque<_>, VecDeque<_>) =
+        addresses.into_iter().partition(|address| is_v6(address) == first);
+    let mut order = VecDeque::with_capacity(one.len() + other.len());
+    while !one.is_empty() || !other.is_empty() {
+        order.extend(one.pop_front());
+        order.extend(other.pop_front());
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_take_turns() {
+        let order = |texts: &[&str]| {
+            let addresses = texts.iter().map(|text| text.parse().unwrap()).collect();
+            interleave(addresses).iter().map(Address::to_string).collect::<Vec<_>>()
+        };
+        let mixed = order(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "2.2.2.2:1"]);
+        assert_eq!(mixed, ["[::1]:1", "1.1.1.1:1", "[::2]:1", "2.2.2.2:1", "[::3]:1"]);
+        assert_eq!(order(&["1.1.1.1:1", "[::1]:1"]), ["1.1.1.1:1", "[::1]:1"]);
+        assert!(order(&[]).is_empty());
+    }
+}

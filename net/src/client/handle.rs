@@ -1,0 +1,148 @@
+//! Reaching a client from anywhere.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ruduo_reactor::{EventLoop, LoopHandle};
+
+use super::connecting;
+use crate::ConnectionHandle;
+
+/// Reaches a client from any thread. Cheap to clone; dropping it changes nothing.
+#[derive(Clone)]
+pub struct ClientHandle {
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What a client and its handles have in common.
+pub(super) struct Shared {
+    pub(super) id: u64,
+    event_loop: LoopHandle,
+    /// Told to stop: from now on nothing new begins, and nobody is told of what fails.
+    pub(super) stopping: AtomicBool,
+    pub(super) attempts: AtomicU64,
+    pub(super) failures: AtomicU64,
+    pub(super) connections: AtomicU64,
+    now: Mutex<Now>,
+    end: Condvar,
+}
+
+#[derive(Default)]
+struct Now {
+    connection: Option<ConnectionHandle>,
+    ended: bool,
+}
+
+impl Shared {
+    pub(super) fn new(event_loop: LoopHandle) -> Shared {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        Shared {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            event_loop,
+            stopping: AtomicBool::new(false),
+            attempts: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            now: Mutex::default(),
+            end: Condvar::new(),
+        }
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_connection(&self, connection: Option<ConnectionHandle>) {
+        // What was there is dropped outside of the lock.
+        let _before = {
+            let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut now.connection, connection)
+        };
+    }
+
+    /// The client has ended: wakes all who wait for it.
+    pub(super) fn set_ended(&self) {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
+        self.end.notify_all();
+    }
+}
+
+impl ClientHandle {
+    /// The connection, while there is one.
+    #[must_use]
+    pub fn connection(&self) -> Option<ConnectionHandle> {
+        self.shared.now.lock().unwrap_or_else(PoisonError::into_inner).connection.clone()
+    }
+
+    /// Stops the client, in whatever state it is. Attempts are given up, and nobody is told of
+    /// them any more. A connection ends gracefully: its handler is told
+    /// ([`Handler::on_stopping`](crate::Handler::on_stopping)), and it is cut if it is still open
+    /// after `deadline` ([`CloseReason::Stopped`](crate::CloseReason)).
+    ///
+    /// Never blocks; from any thread and any callback. The event loop goes on.
+    pub fn stop(&self, deadline: Duration) {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        let (id, now) = (self.shared.id, Instant::now());
+        // Centuries are as good as never.
+        let deadline = now.checked_add(deadline).unwrap_or(now + Duration::from_secs(1 << 31));
+        // A loop that has ended has ended its clients.
+        let _ = self.shared.event_loop.post(move |event_loop| {
+            connecting::stop(event_loop, id, deadline);
+        });
+    }
+
+    /// Blocks until the client has ended: stopped, or given up, or its connection closed without a
+    /// policy to make it anew; or its loop ended.
+    ///
+    /// # Errors
+    /// On a thread that has an event loop, which would wait for itself.
+    pub fn wait(&self) -> io::Result<()> {
+        if !self.is_ended() && EventLoop::exists_on_this_thread() {
+            return Err(io::Error::other(
+                "waiting for a client's end on a thread with an event loop: the loop would stand \
+                 still; wait on another thread",
+            ));
+        }
+        let mut now = self.shared.now.lock().unwrap_or_else(PoisonError::into_inner);
+        while !now.ended {
+            now = self.shared.end.wait(now).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+
+    /// Whether the client has ended.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        self.shared.now.lock().unwrap_or_else(PoisonError::into_inner).ended
+    }
+
+    /// Attempts to connect that have begun.
+    #[must_use]
+    pub fn attempts(&self) -> u64 {
+        self.shared.attempts.load(Ordering::Relaxed)
+    }
+
+    /// Attempts that have failed.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.shared.failures.load(Ordering::Relaxed)
+    }
+
+    /// Connections that were made.
+    #[must_use]
+    pub fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for ClientHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientHandle")
+            .field("connection", &self.connection().map(|connection| connection.id()))
+            .field("is_ended", &self.is_ended())
+            .finish_non_exhaustive()
+    }
+}

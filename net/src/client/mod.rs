@@ -1,0 +1,208 @@
+//! Clients: how one is described.
+//!
+//! This file is the description. [`connecting`] is the client at work, [`retry`] says when it tries
+//! again, [`failure`] why it could not, [`resolver`] looks names up, and [`handle`] reaches it from
+//! outside. [`stream`] is for a stream that is connected already.
+
+mod connecting;
+mod failure;
+mod handle;
+mod resolver;
+mod retry;
+mod stream;
+
+use std::fmt;
+use std::io;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use ruduo_reactor::EventLoop;
+
+pub use self::failure::{ConnectError, ConnectFailure};
+pub use self::handle::ClientHandle;
+pub use self::retry::Retry;
+pub use self::stream::Connected;
+use crate::callbacks::{CanStart, Unset, on_methods};
+use crate::limits::{Limits, connection_settings};
+use crate::{Address, Addresses, Connection, Handler};
+
+/// Clients on TCP: makes a [`Client`].
+///
+/// ```no_run
+/// use ruduo_net::{Retry, TcpClient};
+/// use ruduo_reactor::EventLoop;
+///
+/// let event_loop = EventLoop::new()?;
+/// TcpClient::connect(&event_loop, "localhost:2007")
+///     .retry(Retry::exponential())
+///     .on_connect(|conn| conn.send("hello"))
+///     .on_message(|conn, input| {
+///         println!("{} bytes came back", input.len());
+///         conn.finish();
+///     })
+///     .on_connect_failed(|_event_loop, failure| eprintln!("{failure}"))
+///     .start()?;
+/// event_loop.run()?;
+/// # std::io::Result::Ok(())
+/// ```
+#[derive(Debug)]
+pub struct TcpClient(());
+
+/// Clients on Unix sockets: makes a [`Client`].
+#[derive(Debug)]
+pub struct UnixClient(());
+
+impl TcpClient {
+    /// A client of what is at `target`: an address, several of which the first that answers is
+    /// taken, or the name of a host with a port. Nothing is attempted before
+    /// [`start`](Client::start) or [`serve`](Client::serve). The same as [`Client::connect`].
+    pub fn connect(event_loop: &EventLoop, target: impl Into<Addresses>) -> Client<'_> {
+        Client::connect(event_loop, target)
+    }
+
+    /// A client on a stream that is connected already.
+    ///
+    /// # Errors
+    /// If it is not connected any more, or can't be made non-blocking.
+    pub fn from_stream(event_loop: &EventLoop, stream: TcpStream) -> io::Result<Connected<'_>> {
+        Connected::new(event_loop, stream)
+    }
+}
+
+impl UnixClient {
+    /// A client of the Unix socket at `target`: a path, or `"unix:@name"`. The same as
+    /// [`Client::connect`].
+    pub fn connect(event_loop: &EventLoop, target: impl Into<Addresses>) -> Client<'_> {
+        Client::connect(event_loop, target)
+    }
+}
+
+/// A client, as it is being described: it connects, and what it does with its connection is said as
+/// for a server, by closures or by a [`Handler`]. Both give it to the loop and return a
+/// [`ClientHandle`], which may be dropped.
+///
+/// Without a [`retry`](Client::retry) policy there is one attempt and one connection. With one, an
+/// attempt that has failed is made again, and a connection that has ended is made anew.
+#[must_use = "a client does nothing before `start` or `serve`"]
+pub struct Client<'l, C = Unset> {
+    event_loop: &'l EventLoop,
+    target: Addresses,
+    settings: Settings,
+    callbacks: C,
+}
+
+/// All but the behaviour of the connection.
+struct Settings {
+    limits: Limits,
+    connect_timeout: Duration,
+    retry: Retry,
+    nodelay: bool,
+    local: Option<Address>,
+    on_failed: Option<Box<OnFailed>>,
+}
+
+type OnFailed = dyn Fn(&EventLoop, &ConnectFailure);
+
+impl<'l> Client<'l> {
+    /// A client of whatever the target is, TCP or a Unix socket: for programs that are told where to
+    /// connect.
+    pub fn connect(event_loop: &'l EventLoop, target: impl Into<Addresses>) -> Client<'l> {
+        let settings = Settings {
+            limits: Limits::default(),
+            connect_timeout: Duration::from_secs(10),
+            retry: Retry::none(),
+            nodelay: true,
+            local: None,
+            on_failed: None,
+        };
+        Client { event_loop, target: target.into(), settings, callbacks: Unset }
+    }
+}
+
+/// # Connecting
+impl<C> Client<'_, C> {
+    /// How long one attempt may take, with looking up the name and all the addresses it stands for;
+    /// 10 s by default.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.connect_timeout = timeout;
+        self
+    }
+
+    /// When to try again; never by default.
+    pub fn retry(mut self, retry: Retry) -> Self {
+        self.settings.retry = retry;
+        self
+    }
+
+    /// Whether the connection has TCP_NODELAY. On by default: all that a callback sends leaves in
+    /// one piece anyway, and Nagle's algorithm would only hold the piece back.
+    pub fn nodelay(mut self, nodelay: bool) -> Self {
+        self.settings.nodelay = nodelay;
+        self
+    }
+
+    /// From which address of this machine to connect; the system chooses by default. Port 0 is any
+    /// free one.
+    pub fn bind_local(mut self, address: impl Into<Address>) -> Self {
+        self.settings.local = Some(address.into());
+        self
+    }
+
+    /// Called once for each attempt that has failed, on the loop and never inside another callback.
+    /// If it panics, that is logged and counted, and the client goes on.
+    pub fn on_connect_failed(mut self, f: impl Fn(&EventLoop, &ConnectFailure) + 'static) -> Self {
+        self.settings.on_failed = Some(Box::new(f));
+        self
+    }
+}
+
+connection_settings!(Client);
+on_methods!(Client);
+
+impl<'l, C> Client<'l, C> {
+    fn limits(&mut self) -> &mut Limits {
+        &mut self.settings.limits
+    }
+
+    fn map_callbacks<D>(self, f: impl FnOnce(C) -> D) -> Client<'l, D> {
+        let Client { event_loop, target, settings, callbacks } = self;
+        Client { event_loop, target, settings, callbacks: f(callbacks) }
+    }
+}
+
+/// # Starting
+impl<C: CanStart> Client<'_, C> {
+    /// Begins to connect, as a task of the loop, for the closures.
+    ///
+    /// # Errors
+    /// Settings that contradict each other. What keeps it from connecting is told by
+    /// [`on_connect_failed`](Client::on_connect_failed), whatever it is.
+    pub fn start(self) -> io::Result<ClientHandle> {
+        let Client { event_loop, target, settings, callbacks } = self;
+        let handler = callbacks.into_handler();
+        connecting::start(event_loop, target, settings, move |_| handler.clone())
+    }
+}
+
+/// # Starting, with state
+impl Client<'_> {
+    /// Begins to connect, as a task of the loop, with a handler made by `factory` for each
+    /// connection: one, or one after the other. Neither needs to be `Send`.
+    ///
+    /// # Errors
+    /// As [`start`](Client::start).
+    pub fn serve<F, H>(self, factory: F) -> io::Result<ClientHandle>
+    where
+        F: FnMut(&Connection<'_>) -> H + 'static,
+        H: Handler,
+    {
+        let Client { event_loop, target, settings, callbacks: Unset } = self;
+        connecting::start(event_loop, target, settings, factory)
+    }
+}
+
+impl<C> fmt::Debug for Client<'_, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("target", &self.target).finish_non_exhaustive()
+    }
+}

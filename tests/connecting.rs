@@ -1,0 +1,559 @@
+//! Clients that connect: what becomes of an attempt, when the next one comes, and how to end it all.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::cell::RefCell;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
+use std::rc::Rc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Duration;
+
+use common::{serve, within};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, socket,
+};
+use ruduo::{
+    Address, Client, ClientHandle, CloseReason, ConnectError, ConnectFailure, EventLoop,
+    LoopThread, PanicPolicy, Retry, TcpClient, TcpServer, UnixClient, UnixServer,
+};
+
+#[derive(Debug, PartialEq)]
+enum Told {
+    Failed { error: ConnectError, tried: Vec<(Address, ConnectError)>, attempt: u32, again: bool },
+    Connected(Address),
+    Closed(String),
+}
+
+/// A client on a loop of its own thread, and what it is told.
+struct Scene {
+    client: ClientHandle,
+    told: Receiver<Told>,
+    thread: LoopThread,
+}
+
+type Setup = Box<dyn for<'l> FnOnce(Client<'l>) -> Client<'l> + Send>;
+
+fn failed(failure: &ConnectFailure) -> Told {
+    assert!(failure.to_string().starts_with(&format!("connecting to {}", failure.target)));
+    let (error, tried) = (failure.error.clone(), failure.tried.clone());
+    Told::Failed { error, tried, attempt: failure.attempt, again: failure.retry_in.is_some() }
+}
+
+fn start(client: Client<'_>, tell: Sender<Told>) -> ClientHandle {
+    let [failures, connects, closes] = [tell.clone(), tell.clone(), tell];
+    client
+        .on_connect_failed(move |_, failure| failures.send(failed(failure)).unwrap())
+        .on_connect(move |conn| connects.send(Told::Connected(conn.peer_addr())).unwrap())
+        .on_message(|conn, input| conn.send_buffer(input))
+        .on_close(move |_, reason: &CloseReason| {
+            closes.send(Told::Closed(reason.to_string())).unwrap();
+        })
+        .start()
+        .unwrap()
+}
+
+fn scene(target: impl Into<ruduo::Addresses>, setup: Setup) -> Scene {
+    let (tell, told) = mpsc::channel();
+    let (give, given) = mpsc::channel();
+    let target = target.into();
+    let thread = LoopThread::spawn("client", EventLoop::builder(), move |event_loop| {
+        give.send(start(setup(Client::connect(event_loop, target)), tell)).unwrap();
+        Ok(())
+    })
+    .unwrap();
+    Scene { client: within(&given), told, thread }
+}
+
+fn plain() -> Setup {
+    Box::new(|client| client)
+}
+
+impl Scene {
+    #[track_caller]
+    fn expect_only(self, expected: ConnectError) {
+        let Told::Failed { error, attempt, again, .. } = within(&self.told) else { panic!() };
+        assert_eq!((error, attempt, again), (expected, 1, false));
+        self.client.wait().unwrap();
+        assert_eq!((self.client.attempts(), self.client.failures()), (1, 1));
+        assert!(self.client.connection().is_none());
+        self.thread.join().unwrap();
+        assert_eq!(self.told.try_iter().count(), 0, "told once");
+    }
+}
+
+/// An address at which nobody listens.
+fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// A listener whose queue is full, so that the next handshake is not answered; and what fills it.
+fn full() -> (SocketAddr, Vec<OwnedFd>) {
+    let new = || {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap()
+    };
+    let listener = new();
+    let any: SockaddrIn = "127.0.0.1:0".parse().unwrap();
+    bind(listener.as_raw_fd(), &any).unwrap();
+    listen(&listener, Backlog::new(1).unwrap()).unwrap();
+    let address: SockaddrIn = nix::sys::socket::getsockname(listener.as_raw_fd()).unwrap();
+    let mut fds = vec![listener];
+    for _ in 0..4 {
+        let peer = new();
+        let _ = nix::sys::socket::connect(peer.as_raw_fd(), &address);
+        fds.push(peer);
+    }
+    (std::net::SocketAddrV4::from(address).into(), fds)
+}
+
+#[test]
+fn a_client_connects_talks_and_ends_with_its_connection() {
+    alone!().run(|| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_connect(|conn| conn.send("hello"))
+                .on_message(|conn, input| {
+                    assert_eq!(input.readable(), b"hello");
+                    conn.finish();
+                })
+                .start()
+        });
+        let scene = scene(server.addr(), plain());
+        assert_eq!(within(&scene.told), Told::Connected(server.addr().into()));
+        assert_eq!(within(&scene.told), Told::Closed("closed by the peer".into()));
+        scene.client.wait().unwrap();
+        assert_eq!((scene.client.connections(), scene.client.failures()), (1, 0));
+        assert!(scene.client.connection().is_none());
+    });
+}
+
+#[test]
+fn unix_sockets_are_connected_to_by_the_same_client() {
+    alone!().run(|| {
+        let path = std::env::temp_dir().join(format!("ruduo-client-{}", std::process::id()));
+        let server = {
+            let path = path.clone();
+            serve(move |event_loop| {
+                UnixServer::bind(event_loop, path)?
+                    .on_connect(|conn| conn.finish())
+                    .on_message(|_, _| {})
+                    .start()
+            })
+        };
+        let event_loop = EventLoop::new().unwrap();
+        let client = UnixClient::connect(&event_loop, path.as_path())
+            .on_message(|_, _| {})
+            .on_close(|conn, reason| {
+                assert!(reason.is_clean(), "{reason}");
+                conn.event_loop().quit();
+            })
+            .start()
+            .unwrap();
+        event_loop.run().unwrap();
+        assert_eq!(client.connections(), 1);
+        drop(server);
+    });
+}
+
+#[test]
+fn a_name_is_resolved_off_the_loop() {
+    alone!().run(|| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| {}).start()
+        });
+        let scene = scene(format!("localhost:{}", server.addr().port()), plain());
+        assert_eq!(within(&scene.told), Told::Connected(server.addr().into()));
+        scene.client.stop(Duration::ZERO);
+        scene.client.wait().unwrap();
+    });
+}
+
+#[test]
+fn b58_refused() {
+    alone!().run(|| scene(nobody(), plain()).expect_only(ConnectError::Refused));
+}
+
+#[test]
+fn b58_unreachable() {
+    // A network of its own, in which nothing is up.
+    alone!().under(&["unshare", "--net"]).run(|| {
+        scene("192.0.2.1:80".to_owned(), plain()).expect_only(ConnectError::Unreachable);
+    });
+}
+
+#[test]
+fn b58_a_file_that_may_not_be_written_to_and_none_at_all() {
+    alone!().run(|| {
+        let path = std::env::temp_dir().join(format!("ruduo-none-{}", std::process::id()));
+        let scene = scene(path, plain());
+        let Told::Failed { error: ConnectError::Other(kind, _), .. } = within(&scene.told) else {
+            panic!()
+        };
+        assert_eq!(kind, std::io::ErrorKind::NotFound);
+    });
+}
+
+#[test]
+fn b58_errors_that_connect_returns_at_once() {
+    for (errno, expected) in [
+        ("EACCES", ConnectError::PermissionDenied),
+        ("EADDRNOTAVAIL", ConnectError::AddressExhausted),
+        ("ENETUNREACH", ConnectError::Unreachable),
+        ("EINVAL", ConnectError::Other(std::io::ErrorKind::InvalidInput, String::new())),
+    ] {
+        let inject = format!("inject=connect:error={errno}:when=1+");
+        alone!()
+            .under(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", &inject])
+            .env("RUDUO_EXPECTED", format!("{expected:?}"))
+            .run(|| {
+                let expected = std::env::var("RUDUO_EXPECTED").unwrap();
+                let scene = scene("127.0.0.1:9".to_owned(), plain());
+                let Told::Failed { error, tried, .. } = within(&scene.told) else { panic!() };
+                let said = format!("{error:?}");
+                let kind = |text: &str| text.split('"').next().unwrap().to_owned();
+                assert_eq!(kind(&said), kind(&expected));
+                assert_eq!(tried.len(), 1);
+                scene.client.wait().unwrap();
+            });
+    }
+}
+
+#[test]
+fn b58_a_name_that_nobody_has() {
+    alone!().run(|| {
+        let scene = scene("nobody.invalid:1", plain());
+        let Told::Failed { error, tried, .. } = within(&scene.told) else { panic!() };
+        assert!(matches!(&error, ConnectError::NotResolved(why) if why.contains("nobody.invalid")));
+        assert_eq!(tried, []);
+        scene.client.wait().unwrap();
+    });
+}
+
+#[test]
+fn b59_no_answer_is_a_timeout() {
+    alone!().run(|| {
+        let (address, _fds) = full();
+        let scene =
+            scene(address, Box::new(|client| client.connect_timeout(Duration::from_millis(200))));
+        let Told::Failed { error, tried, .. } = within(&scene.told) else { panic!() };
+        assert_eq!(error, ConnectError::TimedOut);
+        assert_eq!(tried, [(address.into(), ConnectError::TimedOut)]);
+        scene.client.wait().unwrap();
+    });
+}
+
+#[test]
+fn of_several_addresses_the_first_that_answers_is_taken() {
+    alone!().run(|| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| {}).start()
+        });
+        // One that never answers, one that refuses, and one that accepts.
+        let (silent, _fds) = full();
+        let scene = scene([silent, nobody(), server.addr()], plain());
+        assert_eq!(within(&scene.told), Told::Connected(server.addr().into()));
+        scene.client.stop(Duration::ZERO);
+        scene.client.wait().unwrap();
+        assert_eq!((scene.client.attempts(), scene.client.failures()), (1, 0));
+    });
+}
+
+#[test]
+fn when_all_fail_each_is_told_with_its_reason() {
+    alone!().run(|| {
+        let (one, other) = (nobody(), nobody());
+        let scene = scene([one, other], plain());
+        let Told::Failed { error, tried, .. } = within(&scene.told) else { panic!() };
+        assert_eq!(error, ConnectError::Refused);
+        let refused = |address: SocketAddr| (Address::from(address), ConnectError::Refused);
+        assert_eq!(tried, [refused(one), refused(other)]);
+        scene.client.wait().unwrap();
+    });
+}
+
+#[test]
+fn b60_a_connection_to_itself_is_none() {
+    alone!().run(|| {
+        let address = nobody();
+        scene(address, Box::new(move |client| client.bind_local(address)))
+            .expect_only(ConnectError::SelfConnected);
+    });
+}
+
+fn quick() -> Retry {
+    Retry::exponential().between(Duration::from_millis(5), Duration::from_millis(50))
+}
+
+#[test]
+fn b61_attempts_are_counted_until_one_succeeds_and_then_anew() {
+    alone!().run(|| {
+        let address = nobody();
+        let scene = scene(address, Box::new(|client| client.retry(quick())));
+        for expected in 1..=4 {
+            let Told::Failed { attempt, again, .. } = within(&scene.told) else { panic!() };
+            assert_eq!((attempt, again), (expected, true));
+        }
+        // The server comes, goes, and comes again.
+        for _ in 0..2 {
+            let server = serve(move |event_loop| {
+                TcpServer::bind(event_loop, address)?.on_message(|_, _| {}).start()
+            });
+            while !matches!(within(&scene.told), Told::Connected(_)) {}
+            server.server.stop(Duration::ZERO);
+            server.server.wait().unwrap();
+            assert!(matches!(within(&scene.told), Told::Closed(_)));
+            drop(server);
+            let Told::Failed { attempt, .. } = within(&scene.told) else { panic!() };
+            assert_eq!(attempt, 1, "a connection sets the count back");
+        }
+        scene.client.stop(Duration::ZERO);
+        scene.client.wait().unwrap();
+        assert_eq!(scene.client.connections(), 2);
+    });
+}
+
+#[test]
+fn b61_many_clients_find_a_server_that_was_restarted() {
+    const CLIENTS: usize = 300;
+    alone!().run(|| {
+        let address = nobody();
+        let (tell, told) = mpsc::channel();
+        let thread = LoopThread::spawn("clients", EventLoop::builder(), move |event_loop| {
+            for _ in 0..CLIENTS {
+                let tell = tell.clone();
+                TcpClient::connect(event_loop, address)
+                    .retry(quick())
+                    .on_connect(move |_| tell.send(()).unwrap())
+                    .on_message(|_, _| {})
+                    .start()?;
+            }
+            Ok(())
+        })
+        .unwrap();
+        for _ in 0..2 {
+            let server = serve(move |event_loop| {
+                TcpServer::bind(event_loop, address)?.on_message(|_, _| {}).start()
+            });
+            for _ in 0..CLIENTS {
+                within(&told);
+            }
+            server.server.stop(Duration::ZERO);
+            server.server.wait().unwrap();
+        }
+        thread.join().unwrap();
+    });
+}
+
+#[test]
+fn a_policy_that_gives_up_does() {
+    alone!().run(|| {
+        let scene = scene(nobody(), Box::new(|client| client.retry(quick().at_most(2))));
+        for expected in [(1, true), (2, true), (3, false)] {
+            let Told::Failed { attempt, again, .. } = within(&scene.told) else { panic!() };
+            assert_eq!((attempt, again), expected);
+        }
+        scene.client.wait().unwrap();
+    });
+}
+
+/// The states to stop in: before anything has begun, resolving, connecting, waiting, connected.
+fn states() -> Vec<(&'static str, Setup, ruduo::Addresses, Vec<OwnedFd>)> {
+    let (silent, fds) = full();
+    let hour = Duration::from_secs(3600);
+    let patient: Setup =
+        Box::new(move |client| client.retry(Retry::exponential().between(hour, hour)));
+    vec![
+        ("connecting", plain(), silent.into(), fds),
+        ("resolving", plain(), "localhost:1".into(), Vec::new()),
+        ("waiting", patient, nobody().into(), Vec::new()),
+    ]
+}
+
+#[test]
+fn b62_a_client_is_stopped_in_every_state() {
+    alone!().run(|| {
+        for (state, setup, target, _fds) in states() {
+            let scene = scene(target, setup);
+            if state == "waiting" {
+                assert!(matches!(within(&scene.told), Told::Failed { again: true, .. }));
+            }
+            scene.client.stop(Duration::from_secs(600));
+            scene.client.wait().unwrap();
+            let after = scene.told.try_iter().count();
+            scene.thread.join().unwrap();
+            assert_eq!(scene.told.try_iter().count(), 0, "{state}: {after} before");
+        }
+    });
+}
+
+#[test]
+fn b62_a_loop_ends_in_every_state() {
+    alone!().run(|| {
+        for (state, setup, target, _fds) in states() {
+            let scene = scene(target, setup);
+            if state == "waiting" {
+                assert!(matches!(within(&scene.told), Told::Failed { .. }));
+            }
+            scene.thread.join().unwrap();
+            scene.client.wait().unwrap();
+            assert!(scene.client.is_ended());
+            scene.client.stop(Duration::ZERO);
+        }
+    });
+}
+
+#[test]
+fn b62_a_loop_that_never_ran_ends_its_clients() {
+    alone!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let (tell, told) = mpsc::channel();
+        let client = start(TcpClient::connect(&event_loop, nobody()), tell);
+        drop(event_loop);
+        client.wait().unwrap();
+        assert_eq!(told.try_iter().count(), 0);
+    });
+}
+
+#[test]
+fn b62_stopped_in_the_turn_that_fails_or_connects() {
+    alone!().run(|| {
+        // muduo's regression: stop in the same turn as a failing connect.
+        let event_loop = EventLoop::new().unwrap();
+        let (tell, told) = mpsc::channel();
+        let client = start(TcpClient::connect(&event_loop, nobody()).retry(quick()), tell);
+        event_loop.defer({
+            let client = client.clone();
+            move |event_loop| {
+                client.stop(Duration::ZERO);
+                event_loop.defer(EventLoop::quit);
+            }
+        });
+        event_loop.run().unwrap();
+        assert!(client.is_ended());
+        assert_eq!(told.try_iter().count(), 0);
+    });
+}
+
+#[test]
+fn b62_connected_it_stops_gracefully_and_is_cut_at_the_deadline() {
+    alone!().run(|| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_half_close(|_| {})
+                .on_message(|_, _| {})
+                .start()
+        });
+        let scene = scene(server.addr(), Box::new(|client| client.retry(quick())));
+        assert!(matches!(within(&scene.told), Told::Connected(_)));
+        assert!(scene.client.connection().is_some());
+        // Its handler shuts down; the server never does.
+        scene.client.stop(Duration::from_millis(100));
+        assert_eq!(within(&scene.told), Told::Closed("cut at the server's stop deadline".into()));
+        scene.client.wait().unwrap();
+        assert_eq!(scene.client.attempts(), 1, "no new connection after a stop");
+    });
+}
+
+#[test]
+fn a_client_stops_itself_when_it_is_told_of_a_failure() {
+    alone!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let handle = Rc::new(RefCell::new(None::<ClientHandle>));
+        let told = Rc::new(RefCell::new(0));
+        let client = {
+            let (handle, told) = (handle.clone(), told.clone());
+            TcpClient::connect(&event_loop, nobody())
+                .retry(quick())
+                .on_connect_failed(move |event_loop, _| {
+                    *told.borrow_mut() += 1;
+                    handle.borrow().as_ref().unwrap().stop(Duration::ZERO);
+                    event_loop.run_after(Duration::from_millis(100), EventLoop::quit);
+                })
+                .serve(|_| ruduo::handler_fn(|_, _| {}))
+                .unwrap()
+        };
+        *handle.borrow_mut() = Some(client);
+        event_loop.run().unwrap();
+        assert_eq!(*told.borrow(), 1);
+        drop(event_loop);
+    });
+}
+
+#[test]
+fn b45_a_panic_in_the_failure_callback_or_the_factory_costs_neither_loop_nor_client() {
+    alone!().expect_log("panicked").run(|| {
+        std::panic::set_hook(Box::new(|_| {}));
+        let address = nobody();
+        let (tell, told) = mpsc::channel();
+        let builder = EventLoop::builder().panic_policy(PanicPolicy::Isolate);
+        let thread = LoopThread::spawn("client", builder, move |event_loop| {
+            let failures = tell.clone();
+            let mut made = 0;
+            TcpClient::connect(event_loop, address)
+                .retry(quick())
+                .on_connect_failed(move |_, _| {
+                    failures.send("failed").unwrap();
+                    panic!("in the failure callback");
+                })
+                .serve(move |_| {
+                    made += 1;
+                    tell.send("made").unwrap();
+                    assert!(made > 1, "in the factory");
+                    ruduo::handler_fn(|_, _| {})
+                })?;
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!([within(&told), within(&told)], ["failed", "failed"]);
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, address)?.on_message(|_, _| {}).start()
+        });
+        let mut made = 0;
+        while made < 2 {
+            made += usize::from(within(&told) == "made");
+        }
+        thread.join().unwrap();
+        drop(server);
+    });
+}
+
+#[test]
+fn settings_that_contradict_each_other_are_an_error_of_starting() {
+    alone!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let error = TcpClient::connect(&event_loop, "127.0.0.1:1")
+            .water_marks(10, 5)
+            .on_message(|_, _| {})
+            .start()
+            .unwrap_err();
+        assert!(error.to_string().contains("starting a client"), "{error}");
+    });
+}
+
+#[test]
+fn options_are_set_on_the_socket() {
+    alone!().run(|| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| {}).start()
+        });
+        let scene = scene(
+            server.addr(),
+            Box::new(|client| client.keepalive(ruduo::Keepalive::default()).nodelay(false)),
+        );
+        assert!(matches!(within(&scene.told), Told::Connected(_)));
+        let port = format!(":{}", server.addr().port());
+        match Command::new("ss").args(["-tno", "dport", "=", &port]).output() {
+            Ok(output) => {
+                let text = String::from_utf8_lossy(&output.stdout).into_owned();
+                assert!(text.contains("timer:(keepalive"), "{text}");
+            }
+            Err(_) => eprintln!("SKIPPED: there is no ss on this machine"),
+        }
+        scene.client.stop(Duration::ZERO);
+        scene.client.wait().unwrap();
+    });
+}
