@@ -130,7 +130,12 @@ where
 pub(crate) struct Channels {
     slab: RefCell<Slab<Entry>>,
     registrations: Cell<u32>,
+    /// The most there were at once since a burst was last over.
+    peak: Cell<usize>,
 }
+
+/// So many channels at once are a burst, whose memory goes back when a quarter of them is left.
+const BURST: usize = 1024;
 
 struct Entry {
     source: Rc<dyn Source>,
@@ -155,7 +160,9 @@ impl Channels {
         self.registrations.set(generation);
         let Channel { source, interest, mode } = channel;
         let settings = Settings { interest, mode, watched: false };
-        self.slab.borrow_mut().insert(Entry { source, generation, settings });
+        let mut slab = self.slab.borrow_mut();
+        slab.insert(Entry { source, generation, settings });
+        self.peak.set(self.peak.get().max(slab.len()));
         token
     }
 
@@ -170,6 +177,17 @@ impl Channels {
         slab.get(token.index()).filter(|entry| entry.generation == token.generation())?;
         let entry = slab.remove(token.index());
         Some((entry.source, entry.settings))
+    }
+
+    /// True once after each burst.
+    pub(crate) fn is_burst_over(&self) -> bool {
+        let mut slab = self.slab.borrow_mut();
+        let over = self.peak.get() >= BURST && slab.len() <= self.peak.get() / 4;
+        if over {
+            self.peak.set(slab.len());
+            slab.shrink_to_fit();
+        }
+        over
     }
 
     /// The source, kept alive by the caller's `Rc` whatever its handler does.
@@ -212,6 +230,28 @@ mod tests {
     fn channel() -> Channel {
         let (fd, _): (OwnedFd, OwnedFd) = nix::unistd::pipe().unwrap();
         Channel::new(fd, Interest::READ, |_, _, _| {})
+    }
+
+    #[test]
+    fn a_burst_is_over_once_when_a_quarter_of_it_is_left() {
+        let channels = Channels::default();
+        let (few, many) = (BURST / 8, BURST);
+        let source: Rc<dyn Source> = channel().source;
+        let insert = |n| -> Vec<Token> {
+            let one = || Channel::from_source(source.clone(), Interest::READ);
+            (0..n).map(|_| channels.insert(one())).collect()
+        };
+        let remove = |tokens: Vec<Token>| tokens.into_iter().for_each(|t| drop(channels.remove(t)));
+        remove(insert(few));
+        assert!(!channels.is_burst_over(), "so few are no burst");
+
+        let mut tokens = insert(many);
+        remove(tokens.split_off(many / 4 + 1));
+        assert!(!channels.is_burst_over(), "more than a quarter is left");
+        remove(tokens.split_off(many / 4));
+        assert!(channels.is_burst_over() && !channels.is_burst_over());
+        assert!(channels.slab.borrow().capacity() < many / 2);
+        assert!(tokens.iter().all(|token| channels.get(*token).is_some()));
     }
 
     proptest! {

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ pub(crate) struct Core {
     id: ConnectionId,
     slot: Cell<u32>,
     socket: OwnedFd,
-    peer: Address,
+    peer: Peer,
     pub(super) context: Rc<Context>,
     pub(super) state: State,
     pub(super) received: Cell<u64>,
@@ -40,6 +41,21 @@ pub(crate) struct Core {
     /// and what it does has the same: it does not queue behind what was posted after the call.
     in_call: Cell<bool>,
     pub(super) timers: RefCell<Option<Box<Timers>>>,
+}
+
+/// An address takes 40 bytes, of which a peer's needs 6, mostly.
+enum Peer {
+    V4(SocketAddrV4),
+    Other(Box<Address>),
+}
+
+impl From<Address> for Peer {
+    fn from(address: Address) -> Peer {
+        match address {
+            Address::Ip(SocketAddr::V4(address)) => Peer::V4(address),
+            other => Peer::Other(Box::new(other)),
+        }
+    }
 }
 
 /// Most connections have none.
@@ -58,7 +74,7 @@ impl Core {
             id: ConnectionId::next(),
             slot: Cell::new(u32::MAX),
             socket,
-            peer,
+            peer: peer.into(),
             context,
             state: State::default(),
             received: Cell::new(0),
@@ -81,8 +97,11 @@ impl Core {
         Place { slot: self.slot.get(), id: self.id }
     }
 
-    pub(super) fn peer(&self) -> &Address {
-        &self.peer
+    pub(super) fn peer(&self) -> Address {
+        match &self.peer {
+            Peer::V4(address) => Address::Ip((*address).into()),
+            Peer::Other(address) => Address::clone(address),
+        }
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
@@ -124,7 +143,7 @@ impl Core {
 /// As log lines name it.
 impl fmt::Display for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "connection {} to {}", self.id, self.peer)
+        write!(f, "connection {} to {}", self.id, self.peer())
     }
 }
 

@@ -446,7 +446,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         };
         // Its panic has been logged and counted; there is nothing left to end.
         let _ = event_loop.isolate(format_args!("on_close of {}", self.core), on_close);
-        core.context.closed(event_loop, core.peer(), reason);
+        core.context.closed(event_loop, &core.peer(), reason);
     }
 }
 

@@ -97,7 +97,7 @@ impl<'l> Connection<'l> {
     /// Where the other end is.
     #[must_use]
     pub fn peer_addr(&self) -> Address {
-        self.core.peer().clone()
+        self.core.peer()
     }
 
     /// Our end's address. Asks the kernel.

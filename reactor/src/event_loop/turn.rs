@@ -24,6 +24,7 @@ use crate::channel::{Settings, Source};
 use crate::handle::PostError;
 use crate::metrics;
 use crate::poller::{Event, Events, Ready};
+use crate::sys;
 use crate::timer::Timer;
 use crate::watch::Watch;
 
@@ -401,6 +402,9 @@ impl EventLoop {
         };
         self.each("the drop of a value", drop_next, || {});
         self.graveyard.borrow_mut().shrink_to(KEEP_CAPACITY);
+        if self.channels.is_burst_over() {
+            sys::memory::give_back();
+        }
     }
 
     fn tell_of_panic(&self, token: crate::Token) {

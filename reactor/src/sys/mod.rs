@@ -11,6 +11,7 @@ pub(crate) mod current;
 pub(crate) mod epoll;
 pub(crate) mod fork;
 pub mod inherit;
+pub(crate) mod memory;
 pub(crate) mod poll;
 pub(crate) mod signal;
 pub mod socket;
