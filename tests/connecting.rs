@@ -284,6 +284,16 @@ fn b60_a_connection_to_itself_is_none() {
     });
 }
 
+#[test]
+fn b60_a_connection_to_itself_by_another_of_its_addresses_is_none() {
+    alone!().run(|| {
+        let address = nobody();
+        let any = SocketAddr::from(([0, 0, 0, 0], address.port()));
+        scene(any, Box::new(move |client| client.bind_local(address)))
+            .expect_only(ConnectError::SelfConnected);
+    });
+}
+
 fn quick() -> Retry {
     Retry::exponential().between(Duration::from_millis(5), Duration::from_millis(50))
 }
@@ -407,6 +417,22 @@ fn b62_a_loop_ends_in_every_state() {
 }
 
 #[test]
+fn b62_a_loop_that_ends_with_a_connection_makes_no_other() {
+    alone!().run(|| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| {}).start()
+        });
+        let scene = scene(server.addr(), Box::new(|client| client.retry(quick())));
+        assert!(matches!(within(&scene.told), Told::Connected(_)));
+        scene.thread.join().unwrap();
+        scene.client.wait().unwrap();
+        assert!(matches!(within(&scene.told), Told::Closed(_)));
+        assert!(scene.client.connection().is_none());
+        assert_eq!((scene.client.attempts(), scene.told.try_iter().count()), (1, 0));
+    });
+}
+
+#[test]
 fn b62_a_loop_that_never_ran_ends_its_clients() {
     alone!().run(|| {
         let event_loop = EventLoop::new().unwrap();
@@ -450,8 +476,10 @@ fn b62_connected_it_stops_gracefully_and_is_cut_at_the_deadline() {
         let scene = scene(server.addr(), Box::new(|client| client.retry(quick())));
         assert!(matches!(within(&scene.told), Told::Connected(_)));
         assert!(scene.client.connection().is_some());
-        // Its handler shuts down; the server never does.
+        // Its handler shuts down; the server never does. The earliest deadline counts.
+        scene.client.stop(Duration::from_secs(600));
         scene.client.stop(Duration::from_millis(100));
+        scene.client.stop(Duration::from_secs(600));
         assert_eq!(within(&scene.told), Told::Closed("cut at the server's stop deadline".into()));
         scene.client.wait().unwrap();
         assert_eq!(scene.client.attempts(), 1, "no new connection after a stop");

@@ -82,6 +82,7 @@ where
         move |event_loop: &EventLoop, socket: OwnedFd, peer: Address| -> io::Result<()> {
             let endpoint = Endpoint::open(event_loop, &context, (socket, peer), Plain)?;
             let handle: ConnectionHandle = Connection::new(event_loop, endpoint.core()).handle();
+            shared.connections.fetch_add(1, Ordering::Relaxed);
             shared.set_connection(Some(handle));
             endpoint.begin(event_loop, |conn| (factory.borrow_mut())(conn));
             Ok(())
@@ -95,6 +96,7 @@ where
         open: Box::new(open),
         phase: RefCell::new(Phase::Waiting),
         timer: Cell::new(None),
+        cut_at: Cell::new(None),
         failures: Cell::new(0),
     };
     event_loop.local::<Clients>().clients.borrow_mut().insert(id, Rc::new(worker));
@@ -116,8 +118,10 @@ struct Worker {
     /// Makes a connection of a connected socket.
     open: Box<Open>,
     phase: RefCell<Phase>,
-    /// The end of an attempt, or of the wait between two.
+    /// The end of an attempt, of the wait between two, or of a connection that is to stop.
     timer: Cell<Option<TimerId>>,
+    /// The earliest deadline of those who have stopped it.
+    cut_at: Cell<Option<Instant>>,
     /// Attempts in a row that have failed.
     failures: Cell<u32>,
 }
@@ -167,7 +171,9 @@ impl Worker {
                 with(event_loop, id, |worker| worker.resolved(event_loop, attempt, result));
             });
         };
-        if let Err(e) = resolver::resolve(self.target.clone(), answer) {
+        let shared = self.shared.clone();
+        let is_wanted = move || shared.awaits(attempt);
+        if let Err(e) = resolver::resolve(self.target.clone(), is_wanted, answer) {
             self.failed(event_loop, ConnectError::of(&e), Vec::new());
         }
     }
@@ -311,8 +317,10 @@ impl Worker {
     }
 
     fn connected(&self, event_loop: &EventLoop, fd: OwnedFd, address: Address) {
+        // The peer is asked for: 0.0.0.0 and [::] stand for another address of this machine.
+        let (local, peer) = (socket::local_address(fd.as_fd()), socket::peer_address(fd.as_fd()));
         let itself = matches!(address, Address::Ip(_))
-            && socket::local_address(fd.as_fd()).is_ok_and(|local| local == address);
+            && matches!((local, peer), (Ok(local), Ok(peer)) if local == peer);
         if itself {
             // With a reset, so that the port is free for its server at once.
             if let Err(e) = transport::reset_on_close(fd.as_fd()) {
@@ -327,11 +335,12 @@ impl Worker {
             return self.end(event_loop);
         }
         self.phase.replace(Phase::Connected);
-        self.failures.set(0);
-        self.shared.connections.fetch_add(1, Ordering::Relaxed);
-        if let Err(e) = (self.open)(event_loop, fd, address.clone()) {
-            let error = ConnectError::of(&e);
-            self.failed(event_loop, error.clone(), vec![(address, error)]);
+        match (self.open)(event_loop, fd, address.clone()) {
+            Ok(()) => self.failures.set(0),
+            Err(e) => {
+                let error = ConnectError::of(&e);
+                self.failed(event_loop, error.clone(), vec![(address, error)]);
+            }
         }
     }
 
@@ -392,16 +401,25 @@ impl Worker {
         if !matches!(*self.phase.borrow(), Phase::Connected) {
             return self.end(event_loop);
         }
-        let context = self.context.clone();
-        event_loop.run_at(deadline, move |event_loop| {
-            for resident in context.registry.select(|core| core.belongs_to(&context)) {
-                resident.core().end(event_loop, CloseReason::Stopped);
+        let before = self.cut_at.get();
+        if before.is_none_or(|before| deadline < before) {
+            self.cut_at.set(Some(deadline));
+            let delay = deadline.saturating_duration_since(Instant::now());
+            self.arm(event_loop, delay, Worker::cut);
+        }
+        if before.is_none() {
+            let context = &self.context;
+            context.begin_stopping();
+            for resident in context.registry.select(|core| core.belongs_to(context)) {
+                resident.on_stopping(event_loop);
             }
-        });
+        }
+    }
+
+    fn cut(&self, event_loop: &EventLoop) {
         let context = &self.context;
-        context.begin_stopping();
         for resident in context.registry.select(|core| core.belongs_to(context)) {
-            resident.on_stopping(event_loop);
+            resident.core().end(event_loop, CloseReason::Stopped);
         }
     }
 

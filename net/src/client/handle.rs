@@ -55,6 +55,12 @@ impl Shared {
         self.stopping.load(Ordering::Relaxed)
     }
 
+    /// Whether an answer to that attempt is of any use.
+    pub(super) fn awaits(&self, attempt: u64) -> bool {
+        let ended = self.now.lock().unwrap_or_else(PoisonError::into_inner).ended;
+        !ended && !self.is_stopping() && attempt == self.attempts.load(Ordering::Relaxed)
+    }
+
     pub(super) fn set_connection(&self, connection: Option<ConnectionHandle>) {
         // What was there is dropped outside of the lock.
         let _before = {
@@ -80,7 +86,8 @@ impl ClientHandle {
     /// Stops the client, in whatever state it is. Attempts are given up, and nobody is told of
     /// them any more. A connection ends gracefully: its handler is told
     /// ([`Handler::on_stopping`](crate::Handler::on_stopping)), and it is cut if it is still open
-    /// after `deadline` ([`CloseReason::Stopped`](crate::CloseReason)).
+    /// after `deadline` ([`CloseReason::Stopped`](crate::CloseReason)). Of several calls the
+    /// earliest deadline counts.
     ///
     /// Never blocks; from any thread and any callback. The event loop goes on.
     pub fn stop(&self, deadline: Duration) {

@@ -58,7 +58,9 @@ impl Retry {
             let doubled = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
             let bound = self.first.checked_mul(doubled).unwrap_or(self.max).min(self.max);
             // A fraction of 32 bits is finer than any clock here.
-            bound.mul_f64(f64::from(chance as u32) / f64::from(u32::MAX))
+            let share = f64::from(chance as u32) / f64::from(u32::MAX);
+            // Near the longest duration there is, rounding would go beyond it.
+            Duration::try_from_secs_f64(bound.as_secs_f64() * share).unwrap_or(bound)
         })
     }
 }
@@ -89,6 +91,12 @@ mod tests {
             let longest = retry.delay(failures, u64::from(u32::MAX)).unwrap().as_secs_f64();
             prop_assert!((longest - bound).abs() < 1e-6, "{longest} of {bound}");
         }
+    }
+
+    #[test]
+    fn the_longest_bound_is_no_overflow() {
+        let retry = Retry::exponential().between(Duration::MAX, Duration::MAX);
+        assert_eq!(retry.delay(1, u64::MAX), Some(Duration::MAX));
     }
 
     #[test]
