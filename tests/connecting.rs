@@ -4,13 +4,13 @@
 
 mod common;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 use std::rc::Rc;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{serve, within};
 use nix::sys::socket::{
@@ -259,6 +259,38 @@ fn of_several_addresses_the_first_that_answers_is_taken() {
         scene.client.stop(Duration::ZERO);
         scene.client.wait().unwrap();
         assert_eq!((scene.client.attempts(), scene.client.failures()), (1, 0));
+    });
+}
+
+#[test]
+fn those_that_lose_a_race_are_closed() {
+    alone!().run(|| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| {}).start()
+        });
+        let (silent, _fds) = full();
+        let event_loop = EventLoop::new().unwrap();
+        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let before = open();
+        let client = TcpClient::connect(&event_loop, [silent, server.addr()])
+            .on_connect(|conn| conn.finish())
+            .on_message(|_, _| {})
+            .start()
+            .unwrap();
+        // While the loop runs, for it closes everything when it ends.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let given_back = Rc::new(Cell::new(false));
+        event_loop.run_every(Duration::from_millis(1), {
+            let (client, given_back) = (client.clone(), given_back.clone());
+            move |event_loop| {
+                given_back.set(client.is_ended() && open() <= before);
+                if given_back.get() || Instant::now() > deadline {
+                    event_loop.quit();
+                }
+            }
+        });
+        event_loop.run().unwrap();
+        assert_eq!((client.connections(), given_back.get()), (1, true));
     });
 }
 
