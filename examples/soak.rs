@@ -370,8 +370,18 @@ impl Chance {
 
 /// Bytes of memory in use; 0 where /proc does not tell.
 fn resident() -> u64 {
-    let pages = || fs::read_to_string("/proc/self/statm").ok()?.split(' ').nth(1)?.parse().ok();
-    pages().map_or(0, |pages: u64| pages * 4096)
+    // Asked again when there was no descriptor to ask with.
+    for _ in 0..1000 {
+        match fs::read_to_string("/proc/self/statm") {
+            Ok(text) => {
+                let pages: Option<u64> = text.split(' ').nth(1).and_then(|n| n.parse().ok());
+                return pages.unwrap_or(0) * 4096;
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => break,
+            Err(_) => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    0
 }
 
 /// 0 where /proc does not tell.

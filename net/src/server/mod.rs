@@ -271,7 +271,8 @@ impl Server<'_> {
 
     /// Starts accepting connections, with state that those of one loop share: `per_loop` is called
     /// once on each loop and returns that loop's factory of handlers. Neither the factory nor what
-    /// it holds needs to be `Send`.
+    /// it holds needs to be `Send`. On threads of the server's own it runs before this returns, so it
+    /// must not wait for the calling thread.
     ///
     /// ```no_run
     /// # use ruduo_net::{Buffer, Connection, Handler, TcpServer};
