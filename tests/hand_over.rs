@@ -30,8 +30,11 @@ fn replace(program: &Program, address: &str) -> Pid {
     program.signal(Signal::SIGHUP);
     assert_eq!(within(&program.lines), format!("listening on {address}"));
     eventually("the old one has ended", || has_ended(program.pid()));
+    // The log is read by a thread, a line at a time.
+    const SAYS: &str = "handing over to process ";
+    eventually("the log says to whom", || program.log().contains(SAYS));
     let log = program.log();
-    let (_, successor) = log.split_once("handing over to process ").expect(&log);
+    let (_, successor) = log.split_once(SAYS).expect(&log);
     Pid::from_raw(successor.lines().next().unwrap().parse().unwrap())
 }
 
