@@ -30,8 +30,12 @@ fn replace(program: &Program, address: &str) -> Pid {
     program.signal(Signal::SIGHUP);
     assert_eq!(within(&program.lines), format!("listening on {address}"));
     eventually("the old one has ended", || has_ended(program.pid()));
-    // The log is read by a thread, a line at a time.
+    successor_of(program)
+}
+
+fn successor_of(program: &Program) -> Pid {
     const SAYS: &str = "handing over to process ";
+    // The log is read by a thread, a line at a time.
     eventually("the log says to whom", || program.log().contains(SAYS));
     let log = program.log();
     let (_, successor) = log.split_once(SAYS).expect(&log);
@@ -93,10 +97,8 @@ fn a_storm_of_connections_does_not_notice_that_the_program_is_replaced() {
             for thread in storm {
                 thread.join().unwrap().unwrap();
             }
-            let log = program.log();
-            let (_, successor) = log.split_once("handing over to process ").expect(&log);
-            let successor = successor.lines().next().unwrap().parse().unwrap();
-            let ended = end(program, Pid::from_raw(successor));
+            let successor = successor_of(&program);
+            let ended = end(program, successor);
             assert_eq!(ended.code, Some(0), "{}", ended.log);
             assert_eq!(ended.log.matches(" has ended: ").count(), 2, "{}", ended.log);
         }
