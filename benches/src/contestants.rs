@@ -27,9 +27,9 @@ pub(crate) struct Contestant {
 
 #[derive(Clone, Copy)]
 enum Program {
-    /// A program of this package.
-    Own(&'static str),
-    /// A program of this package that needs the feature `peers`, and a word for how it is to run.
+    /// A program of this package, and a word for how it is to run.
+    Own { program: &'static str, manner: &'static str },
+    /// The same, of one that needs the feature `peers`.
     Peer { program: &'static str, manner: &'static str },
     /// An example of the library.
     Example(&'static str),
@@ -42,15 +42,24 @@ pub(crate) const BY_HAND: &str = "by hand";
 /// The one this is about.
 pub(crate) const RUDUO: &str = "ruduo";
 
-/// The hand-written one first, the one this is about second, then the others.
+/// The hand-written one first, then its kin and the one this is about, then the others.
 pub(crate) const CONTESTANTS: &[Contestant] = {
     use Program::{Example, Native, Own, Peer};
     use Task::{Echo, Http, RoundTrips, Tasks, Timers, Udp};
     &[
-        Contestant { name: BY_HAND, program: Own("bench-epoll"), does: &[Echo, Udp, RoundTrips] },
+        Contestant {
+            name: BY_HAND,
+            program: Own { program: "bench-epoll", manner: "" },
+            does: &[Echo, Udp, RoundTrips],
+        },
+        Contestant {
+            name: "by hand, batched",
+            program: Own { program: "bench-epoll", manner: "-batched" },
+            does: &[Udp],
+        },
         Contestant {
             name: RUDUO,
-            program: Own("bench-ruduo"),
+            program: Own { program: "bench-ruduo", manner: "" },
             does: &[Echo, Udp, Timers, Tasks, RoundTrips],
         },
         Contestant { name: RUDUO, program: Example("http_hello"), does: &[Http] },
@@ -96,7 +105,7 @@ pub(crate) const CONTESTANTS: &[Contestant] = {
         Contestant {
             name: "asio",
             program: Native { source: "asio.cpp", needs: "-lpthread", package: "libasio-dev" },
-            does: &[Echo, Timers, Tasks, RoundTrips],
+            does: &[Echo, Udp, Timers, Tasks, RoundTrips],
         },
         Contestant {
             name: "hyper",
@@ -144,7 +153,7 @@ pub(crate) fn field(task: Task, wanted: impl Fn(&str) -> bool) -> io::Result<Fie
                 words: contestant.program.words(task),
             }),
             // Without these two there is nothing to compare.
-            Err(e) if matches!(contestant.program, Program::Own(_) | Program::Example(_)) => {
+            Err(e) if matches!(contestant.program, Program::Own { .. } | Program::Example(_)) => {
                 return Err(told(e, format!("{} cannot be built", contestant.name)));
             }
             Err(e) => {
@@ -161,10 +170,10 @@ impl Program {
         const ANY_PORT: &str = "127.0.0.1:0";
         match self {
             Program::Example(_) => vec!["--listen".into(), ANY_PORT.into()],
-            Program::Peer { manner, .. } => {
+            Program::Own { manner, .. } | Program::Peer { manner, .. } => {
                 vec![format!("{task:?}{manner}").to_lowercase(), ANY_PORT.into()]
             }
-            _ => vec![format!("{task:?}").to_lowercase(), ANY_PORT.into()],
+            Program::Native { .. } => vec![format!("{task:?}").to_lowercase(), ANY_PORT.into()],
         }
     }
 
@@ -172,9 +181,9 @@ impl Program {
         let target = target_dir()?;
         let release = target.join("release");
         match self {
-            Program::Own(name) => {
-                cargo(&target, &["-p", "ruduo-bench", "--bin", name])?;
-                Ok(release.join(name))
+            Program::Own { program, .. } => {
+                cargo(&target, &["-p", "ruduo-bench", "--bin", program])?;
+                Ok(release.join(program))
             }
             Program::Peer { program, .. } => {
                 cargo(&target, &["-p", "ruduo-bench", "--features", "peers", "--bin", program])?;

@@ -52,6 +52,43 @@ static int echo() {
     return 0;
 }
 
+class datagrams {
+  public:
+    explicit datagrams(asio::io_context &io)
+        : socket_(io, udp_endpoint(asio::ip::address_v4::loopback(), 0)) {}
+
+    int port() const { return socket_.local_endpoint().port(); }
+
+    void receive() {
+        socket_.async_receive_from(asio::buffer(data_), from_,
+                                   [this](std::error_code e, std::size_t n) {
+                                       if (e) return receive();
+                                       answer(n);
+                                   });
+    }
+
+  private:
+    using udp_endpoint = asio::ip::udp::endpoint;
+
+    void answer(std::size_t n) {
+        socket_.async_send_to(asio::buffer(data_, n), from_,
+                              [this](std::error_code, std::size_t) { receive(); });
+    }
+
+    asio::ip::udp::socket socket_;
+    udp_endpoint from_;
+    char data_[64 * 1024];
+};
+
+static int udp() {
+    asio::io_context io(1);
+    datagrams server(io);
+    listening(server.port());
+    server.receive();
+    io.run();
+    return 0;
+}
+
 static int timers() {
     asio::io_context io(1);
     auto never = [](std::error_code) {};
@@ -133,16 +170,18 @@ static int round_trips() {
 }
 
 int main(int argc, char **argv) {
-    must(argc >= 2, "run without a task; the benchmark kit starts this program");
-    const std::string task = argv[1];
+    static const task all[] = {
+        {"echo", echo},
+        {"udp", udp},
+        {"timers", timers},
+        {"tasks", tasks},
+        {"roundtrips", round_trips},
+        {nullptr, nullptr},
+    };
     try {
-        if (task == "echo") return echo();
-        if (task == "timers") return timers();
-        if (task == "tasks") return tasks();
-        if (task == "roundtrips") return round_trips();
+        return run_task(argc, argv, all);
     } catch (const std::exception &e) {
         fprintf(stderr, "%s\n", e.what());
         return 1;
     }
-    return unknown(argv[1]);
 }

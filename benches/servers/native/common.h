@@ -53,9 +53,18 @@ static inline void must(int good, const char *what) {
     }
 }
 
-/* Where the contestant has no way to do it. */
-static inline int unknown(const char *task) {
-    fprintf(stderr, "this contestant does not do '%s'\n", task);
+/* What a contestant can be asked to do, by the word for it. */
+struct task {
+    const char *name;
+    int (*run)(void);
+};
+
+/* Reads `PROGRAM TASK` and does it. The list ends with a task without a name. */
+static inline int run_task(int argc, char **argv, const struct task *tasks) {
+    must(argc >= 2, "run without a task; the benchmark kit starts this program");
+    for (; tasks->name; tasks++)
+        if (strcmp(argv[1], tasks->name) == 0) return tasks->run();
+    fprintf(stderr, "this contestant does not do '%s'\n", argv[1]);
     return 1;
 }
 

@@ -32,7 +32,14 @@ static void on_accept(evutil_socket_t listener, short events, void *ctx) {
     bufferevent_enable(bev, EV_READ | EV_WRITE);
 }
 
-static int echo(struct event_base *base) {
+static struct event_base *new_base(void) {
+    struct event_base *base = event_base_new();
+    must(base != NULL, "make a loop");
+    return base;
+}
+
+static int echo(void) {
+    struct event_base *base = new_base();
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), on = 1;
     struct sockaddr_in address = {.sin_family = AF_INET,
                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -63,7 +70,8 @@ static void arm(struct event *timer, uint64_t microseconds) {
     must(event_add(timer, &delay) == 0, "add a timer");
 }
 
-static int timers(struct event_base *base) {
+static int timers(void) {
+    struct event_base *base = new_base();
     struct event *all = (struct event *)calloc(TIMERS, sizeof *all);
     must(all != NULL, "allocate");
     uint64_t began = cpu_time();
@@ -113,8 +121,7 @@ static void post(struct inbox *to, uint64_t item) {
 
 static void make(struct inbox *inbox, event_callback_fn on_wake) {
     pthread_mutex_init(&inbox->queue.lock, NULL);
-    inbox->base = event_base_new();
-    must(inbox->base != NULL, "make a loop");
+    inbox->base = new_base();
     inbox->wake = event_new(inbox->base, -1, EV_PERSIST, on_wake, inbox);
     must(inbox->wake != NULL, "make an event");
 }
@@ -139,6 +146,7 @@ static void *produce(void *inbox) {
 
 static int tasks(void) {
     static struct inbox inbox;
+    evthread_use_pthreads();
     make(&inbox, add_up);
     pthread_t producer;
     uint64_t began = now();
@@ -167,6 +175,7 @@ static void *run_other(void *inbox) {
 
 static int round_trips(void) {
     static struct inbox here, there;
+    evthread_use_pthreads();
     make(&here, forward);
     make(&there, forward);
     here.other = &there;
@@ -182,15 +191,12 @@ static int round_trips(void) {
 }
 
 int main(int argc, char **argv) {
-    must(argc >= 2, "run without a task; the benchmark kit starts this program");
-    const char *task = argv[1];
-    if (strcmp(task, "tasks") == 0 || strcmp(task, "roundtrips") == 0) {
-        evthread_use_pthreads();
-        return strcmp(task, "tasks") == 0 ? tasks() : round_trips();
-    }
-    struct event_base *base = event_base_new();
-    must(base != NULL, "make a loop");
-    if (strcmp(task, "echo") == 0) return echo(base);
-    if (strcmp(task, "timers") == 0) return timers(base);
-    return unknown(task);
+    static const struct task all[] = {
+        {"echo", echo},
+        {"timers", timers},
+        {"tasks", tasks},
+        {"roundtrips", round_trips},
+        {NULL, NULL},
+    };
+    return run_task(argc, argv, all);
 }

@@ -232,13 +232,14 @@ static int round_trips(void) {
 }
 
 int main(int argc, char **argv) {
-    must(argc >= 2, "run without a task; the benchmark kit starts this program");
-    const char *task = argv[1];
+    static const struct task all[] = {
+        {"echo", echo},
+        {"udp", udp},
+        {"timers", timers},
+        {"tasks", tasks},
+        {"roundtrips", round_trips},
+        {NULL, NULL},
+    };
     loop = uv_default_loop();
-    if (strcmp(task, "echo") == 0) return echo();
-    if (strcmp(task, "udp") == 0) return udp();
-    if (strcmp(task, "timers") == 0) return timers();
-    if (strcmp(task, "tasks") == 0) return tasks();
-    if (strcmp(task, "roundtrips") == 0) return round_trips();
-    return unknown(task);
+    return run_task(argc, argv, all);
 }

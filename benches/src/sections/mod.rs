@@ -51,9 +51,11 @@ pub(crate) const SECTIONS: &[Section] = &[
     Section {
         name: "udp",
         title: "Datagrams",
-        about: "Sockets x bytes, one datagram in flight on each socket.",
-        charted: &["datagrams/s"],
-        measure: serving::udp,
+        about: "Sockets x bytes of a datagram (x datagrams in flight on each, where it is not one). By \
+                hand it is a system call for each datagram, recvfrom and sendto; batched it is \
+                recvmmsg and sendmmsg.",
+        charted: &["datagrams/s", "server CPU each, µs"],
+        measure: serving::datagrams,
     },
     Section {
         name: "timers",

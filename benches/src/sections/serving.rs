@@ -10,8 +10,7 @@ use super::{CLIENT_CPU, Plan, SERVER_CPU};
 use crate::contestants::Task;
 use crate::load::lockstep::connect;
 use crate::load::pingpong::{PingPong, Shape};
-use crate::load::udp::Datagrams;
-use crate::load::{Outcome, churn};
+use crate::load::{Outcome, churn, udp};
 use crate::process::{Around, Process, pin};
 use crate::record::Record;
 
@@ -33,8 +32,7 @@ pub(crate) fn pingpong(plan: &Plan) -> io::Result<Record> {
         .into_iter()
         .map(|shape| {
             let Shape { connections, bytes, in_flight } = shape;
-            let flying = if in_flight == 1 { String::new() } else { format!(" x {in_flight}") };
-            (format!("{connections} x {bytes} B{flying}"), shape)
+            (format!("{connections} x {bytes} B{}", flying(in_flight)), shape)
         })
         .collect();
     take_turns(plan, "pingpong", Task::Echo, &cases, |contestant, &shape| {
@@ -62,16 +60,25 @@ pub(crate) fn churn(plan: &Plan) -> io::Result<Record> {
     })
 }
 
-pub(crate) fn udp(plan: &Plan) -> io::Result<Record> {
+pub(crate) fn datagrams(plan: &Plan) -> io::Result<Record> {
     pin(CLIENT_CPU)?;
-    let cases = [(1, 16), (100, 16), (100, 1400)]
-        .map(|(sockets, bytes)| (format!("{sockets} x {bytes} B"), (sockets, bytes)));
-    take_turns(plan, "udp", Task::Udp, &cases, |contestant, &(sockets, bytes)| {
+    let cases = [(1, 16, 1), (100, 16, 1), (100, 1400, 1), (1, 16, 64), (1, 1400, 64)].map(
+        |(sockets, bytes, in_flight)| {
+            let case = format!("{sockets} x {bytes} B{}", flying(in_flight));
+            (case, udp::Shape { sockets, bytes, in_flight })
+        },
+    );
+    take_turns(plan, "udp", Task::Udp, &cases, |contestant, &shape| {
         let mut server = contestant.start(Some(SERVER_CPU), &Around::Nothing)?;
-        let mut load = Datagrams::new(server.address()?, sockets, bytes)?;
+        let mut load = udp::Datagrams::new(server.address()?, shape)?;
         load.run(WARM_UP)?;
         measured(&server, "datagrams/s", || load.run(2 * TURN))
     })
+}
+
+/// How a case tells that more than one is in flight.
+fn flying(in_flight: usize) -> String {
+    if in_flight == 1 { String::new() } else { format!(" x {in_flight}") }
 }
 
 /// What a load has done, and what it has cost the server.

@@ -1,31 +1,16 @@
-//! The practical limit: an echo loop written by hand on epoll, for nothing but this protocol. It
-//! keeps no limits, has no timers and cannot be woken; what a library costs is what it adds to this.
-
-mod common;
+//! TCP echo.
 
 use std::io;
-use std::net::{TcpListener, UdpSocket};
+use std::net::TcpListener;
 use std::os::fd::{AsRawFd, RawFd};
-use std::process::ExitCode;
-use std::time::Instant;
 
-use common::{ROUND_TRIPS, Task};
-
-const BATCH: usize = 256;
-
-fn main() -> ExitCode {
-    common::run(|task| match task.name.as_str() {
-        "echo" => echo(task),
-        "udp" => udp(task),
-        "roundtrips" => round_trips(),
-        _ => common::unknown(task),
-    })
-}
+use crate::common::{self, Task};
+use crate::poll::{BATCH, Epoll, NO_EVENT, Wait};
 
 /// What is left to write to a connection that does not read, by descriptor.
 type Unsent = Vec<Vec<u8>>;
 
-fn echo(task: &Task) -> io::Result<()> {
+pub(crate) fn echo(task: &Task, wait: Wait) -> io::Result<()> {
     let listener = TcpListener::bind(task.address)?;
     listener.set_nonblocking(true)?;
     let poll = Epoll::new()?;
@@ -36,9 +21,9 @@ fn echo(task: &Task) -> io::Result<()> {
 
     let mut unsent: Unsent = Vec::new();
     let mut buffer = vec![0; 64 * 1024];
-    let mut events = [libc::epoll_event { events: 0, u64: 0 }; BATCH];
+    let mut events = [NO_EVENT; BATCH];
     loop {
-        let n = poll.wait(&mut events)?;
+        let n = poll.wait(&mut events, wait)?;
         for event in &events[..n] {
             let fd = event.u64 as RawFd;
             if fd == listener.as_raw_fd() {
@@ -123,63 +108,6 @@ fn result(n: isize) -> Option<Option<usize>> {
     }
 }
 
-fn udp(task: &Task) -> io::Result<()> {
-    let socket = UdpSocket::bind(task.address)?;
-    socket.set_nonblocking(true)?;
-    let poll = Epoll::new()?;
-    poll.control(libc::EPOLL_CTL_ADD, socket.as_raw_fd(), libc::EPOLLIN)?;
-    common::listening(socket.local_addr()?)?;
-    let mut buffer = vec![0; 64 * 1024];
-    let mut events = [libc::epoll_event { events: 0, u64: 0 }; BATCH];
-    loop {
-        poll.wait(&mut events)?;
-        while let Ok((n, from)) = socket.recv_from(&mut buffer) {
-            // A full socket buffer drops the datagram, as a network does.
-            let _dropped = socket.send_to(&buffer[..n], from);
-        }
-    }
-}
-
-/// Two loops that wake each other by eventfd. Edge-triggered: a new write is a new event, so that
-/// nobody has to read the count.
-fn round_trips() -> io::Result<()> {
-    let (here, there) = (eventfd()?, eventfd()?);
-    let began = Instant::now();
-    let other = std::thread::spawn(move || ping(there, here, true));
-    ping(here, there, false)?;
-    common::figure("round trips/s", ROUND_TRIPS as f64 / began.elapsed().as_secs_f64())?;
-    other.join().map_err(|_| io::Error::other("the other thread panicked"))?
-}
-
-fn ping(mine: RawFd, others: RawFd, other_begins: bool) -> io::Result<()> {
-    let poll = Epoll::new()?;
-    poll.control(libc::EPOLL_CTL_ADD, mine, libc::EPOLLIN | libc::EPOLLET)?;
-    let mut events = [libc::epoll_event { events: 0, u64: 0 }; 1];
-    for _ in 0..ROUND_TRIPS {
-        if !other_begins {
-            wake(others)?;
-        }
-        while poll.wait(&mut events)? == 0 {}
-        if other_begins {
-            wake(others)?;
-        }
-    }
-    Ok(())
-}
-
-fn eventfd() -> io::Result<RawFd> {
-    // SAFETY: no pointers are involved.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-    if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
-}
-
-fn wake(fd: RawFd) -> io::Result<()> {
-    let one: u64 = 1;
-    // SAFETY: eight bytes are read from a value that outlives the call.
-    let n = unsafe { libc::write(fd, (&raw const one).cast(), 8) };
-    if n == 8 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 fn nodelay(fd: RawFd) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: the option's value is an int that outlives the call.
@@ -198,31 +126,4 @@ fn nodelay(fd: RawFd) -> io::Result<()> {
 fn close(fd: RawFd) {
     // SAFETY: the loop owns the descriptor of every connection, and forgets this one.
     unsafe { libc::close(fd) };
-}
-
-struct Epoll(RawFd);
-
-impl Epoll {
-    fn new() -> io::Result<Epoll> {
-        // SAFETY: no pointers are involved.
-        let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
-        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(Epoll(fd)) }
-    }
-
-    fn control(&self, operation: i32, fd: RawFd, interest: i32) -> io::Result<()> {
-        let mut event = libc::epoll_event { events: interest as u32, u64: fd as u64 };
-        // SAFETY: the event outlives the call.
-        let r = unsafe { libc::epoll_ctl(self.0, operation, fd, &mut event) };
-        if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    }
-
-    fn wait(&self, events: &mut [libc::epoll_event]) -> io::Result<usize> {
-        // SAFETY: the array is valid for writing its length.
-        let n = unsafe { libc::epoll_wait(self.0, events.as_mut_ptr(), events.len() as i32, -1) };
-        if n >= 0 {
-            return Ok(n as usize);
-        }
-        let e = io::Error::last_os_error();
-        if e.kind() == io::ErrorKind::Interrupted { Ok(0) } else { Err(e) }
-    }
 }
