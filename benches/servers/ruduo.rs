@@ -15,6 +15,8 @@ use ruduo::{Channel, EventLoop, Interest, LoopHandle, LoopThread, PostError, Tcp
 fn main() -> ExitCode {
     common::run(|task| match task.name.as_str() {
         "echo" => echo(task),
+        "echo-one-acceptor" => echo_on_loops(task, false),
+        "echo-acceptors" => echo_on_loops(task, true),
         "udp" => udp(task),
         "timers" => timers(),
         "tasks" => tasks(),
@@ -26,6 +28,22 @@ fn main() -> ExitCode {
 fn echo(task: &Task) -> io::Result<()> {
     let event_loop = EventLoop::new()?;
     let server = TcpServer::bind(&event_loop, task.address)?
+        .on_message(|conn, input| conn.send_buffer(input))
+        .start()?;
+    common::listening(server.local_addr())?;
+    event_loop.run()
+}
+
+/// How many loops serve, where there are several.
+const LOOPS: usize = 2;
+
+/// One loop accepts for all of them, or each for itself.
+fn echo_on_loops(task: &Task, acceptor_per_loop: bool) -> io::Result<()> {
+    let event_loop = EventLoop::new()?;
+    let server = TcpServer::builder(&event_loop)
+        .acceptor_per_loop(acceptor_per_loop)
+        .bind(task.address)?
+        .threads(LOOPS)
         .on_message(|conn, input| conn.send_buffer(input))
         .start()?;
     common::listening(server.local_addr())?;

@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use crate::process::{Around, Process, told};
 
-/// What a contestant can be asked to do. Its word on the command line is the name in lower case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a contestant can be asked to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Task {
     Echo,
     Udp,
@@ -15,6 +15,24 @@ pub(crate) enum Task {
     Timers,
     Tasks,
     RoundTrips,
+    /// Echo on several loops.
+    Acceptors,
+    /// Echo by loops that wait in their own ways.
+    Waiting,
+}
+
+impl Task {
+    /// The word for it on a contestant's command line.
+    fn word(self) -> &'static str {
+        match self {
+            Task::Echo | Task::Acceptors | Task::Waiting => "echo",
+            Task::Udp => "udp",
+            Task::Http => "http",
+            Task::Timers => "timers",
+            Task::Tasks => "tasks",
+            Task::RoundTrips => "roundtrips",
+        }
+    }
 }
 
 /// A program that takes part.
@@ -45,12 +63,12 @@ pub(crate) const RUDUO: &str = "ruduo";
 /// The hand-written one first, then its kin and the one this is about, then the others.
 pub(crate) const CONTESTANTS: &[Contestant] = {
     use Program::{Example, Native, Own, Peer};
-    use Task::{Echo, Http, RoundTrips, Tasks, Timers, Udp};
+    use Task::{Acceptors, Echo, Http, RoundTrips, Tasks, Timers, Udp, Waiting};
     &[
         Contestant {
             name: BY_HAND,
             program: Own { program: "bench-epoll", manner: "" },
-            does: &[Echo, Udp, RoundTrips],
+            does: &[Echo, Udp, RoundTrips, Acceptors, Waiting],
         },
         Contestant {
             name: "by hand, batched",
@@ -58,9 +76,24 @@ pub(crate) const CONTESTANTS: &[Contestant] = {
             does: &[Udp],
         },
         Contestant {
+            name: "by hand, spins",
+            program: Own { program: "bench-epoll", manner: "-spinning" },
+            does: &[Waiting],
+        },
+        Contestant {
             name: RUDUO,
             program: Own { program: "bench-ruduo", manner: "" },
-            does: &[Echo, Udp, Timers, Tasks, RoundTrips],
+            does: &[Echo, Udp, Timers, Tasks, RoundTrips, Waiting],
+        },
+        Contestant {
+            name: "one acceptor",
+            program: Own { program: "bench-ruduo", manner: "-one-acceptor" },
+            does: &[Acceptors],
+        },
+        Contestant {
+            name: "acceptor per loop",
+            program: Own { program: "bench-ruduo", manner: "-acceptors" },
+            does: &[Acceptors],
         },
         Contestant { name: RUDUO, program: Example("http_hello"), does: &[Http] },
         Contestant {
@@ -171,9 +204,9 @@ impl Program {
         match self {
             Program::Example(_) => vec!["--listen".into(), ANY_PORT.into()],
             Program::Own { manner, .. } | Program::Peer { manner, .. } => {
-                vec![format!("{task:?}{manner}").to_lowercase(), ANY_PORT.into()]
+                vec![format!("{}{manner}", task.word()), ANY_PORT.into()]
             }
-            Program::Native { .. } => vec![format!("{task:?}").to_lowercase(), ANY_PORT.into()],
+            Program::Native { .. } => vec![task.word().into(), ANY_PORT.into()],
         }
     }
 

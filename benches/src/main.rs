@@ -36,6 +36,7 @@ Sections:
   timers        CPU time to add, cancel, fire one of a million
   tasks         tasks from one thread to a loop, round trips between two loops
   http          http_hello and others, driven by wrk
+  options       what acceptors of their own and busy-polling change
   instructions  instructions of user space per message, connection, request (valgrind)
   syscalls      system calls per message, connection, request (strace)
   all           all of these

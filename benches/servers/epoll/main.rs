@@ -16,7 +16,7 @@ use poll::Wait;
 fn main() -> ExitCode {
     common::run(|task| match task.name.as_str() {
         "echo" => echo::echo(task, Wait::Asleep),
-        "echo-spin" => echo::echo(task, Wait::Spinning),
+        "echo-spinning" => echo::echo(task, Wait::Spinning),
         "udp" => recvfrom::echo(task),
         "udp-batched" => recvmmsg::echo(task),
         "roundtrips" => round_trips::measure(),

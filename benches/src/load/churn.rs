@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use super::lockstep::{connect, pattern, reset};
-use super::{Meter, Outcome, wait};
+use super::{Meter, Outcome, Wait};
 
 /// Keeps that many connections in the air for that long.
 pub(crate) fn run(server: SocketAddr, at_once: usize, time: Duration) -> io::Result<Outcome> {
@@ -26,7 +26,7 @@ pub(crate) fn run(server: SocketAddr, at_once: usize, time: Duration) -> io::Res
     let mut events = [EpollEvent::empty(); 256];
     let mut answer = vec![0; message.len()];
     loop {
-        let n = wait(&poll, &mut events)?;
+        let n = Wait::Asleep.events(&poll, &mut events)?;
         for event in &events[..n] {
             let i = event.data() as usize;
             (&flying[i].0).read_exact(&mut answer)?;

@@ -22,32 +22,52 @@ pub(crate) struct Outcome {
 }
 
 /// Counts answers and how long they took.
-struct Meter {
-    began: Instant,
+pub(crate) struct Meter {
+    pub(crate) began: Instant,
     latency: Histogram<u64>,
 }
 
 impl Meter {
-    fn new() -> io::Result<Meter> {
+    pub(crate) fn new() -> io::Result<Meter> {
         let latency = Histogram::new_with_max(60_000_000_000, 3).map_err(io::Error::other)?;
         Ok(Meter { began: Instant::now(), latency })
     }
 
-    fn answered(&mut self, took: Duration) {
+    pub(crate) fn answered(&mut self, took: Duration) {
         self.latency.saturating_record(took.as_nanos() as u64);
     }
 
-    fn end(self) -> Outcome {
+    pub(crate) fn end(self) -> Outcome {
         Outcome { count: self.latency.len(), time: self.began.elapsed(), latency: self.latency }
     }
 }
 
-/// Waits for events; a server that gives none for long has failed.
-fn wait(poll: &Epoll, events: &mut [EpollEvent]) -> io::Result<usize> {
-    let patience = EpollTimeout::try_from(lockstep::PATIENCE).map_err(io::Error::other)?;
-    match poll.wait(events, patience) {
-        Ok(0) => Err(io::Error::new(io::ErrorKind::TimedOut, "the server does not answer")),
-        Err(Errno::EINTR) => Ok(0),
-        other => Ok(other?),
+/// What a client does until there are events.
+#[derive(Clone, Copy)]
+pub(crate) enum Wait {
+    /// Sleeps, as most do.
+    Asleep,
+    /// Looks again at once, so that nothing of an answer's time is its own waking up.
+    Spinning,
+}
+
+impl Wait {
+    /// Waits for events; a server that gives none for long has failed.
+    fn events(self, poll: &Epoll, events: &mut [EpollEvent]) -> io::Result<usize> {
+        let timeout = match self {
+            Wait::Asleep => EpollTimeout::try_from(lockstep::PATIENCE).map_err(io::Error::other)?,
+            Wait::Spinning => EpollTimeout::ZERO,
+        };
+        let began = Instant::now();
+        loop {
+            match poll.wait(events, timeout) {
+                Ok(0) if began.elapsed() >= lockstep::PATIENCE => {
+                    let what = "the server does not answer";
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+                }
+                Ok(0) | Err(Errno::EINTR) => {}
+                other => return Ok(other?),
+            }
+        }
     }
 }

@@ -9,14 +9,16 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use super::lockstep::{connect, pattern};
-use super::{Meter, Outcome, wait};
+use super::{Meter, Outcome, Wait};
 
-/// How many connections, of which messages, and how many of them in flight on each.
+/// How many connections, of which messages, how many of them in flight on each, and what the client
+/// does meanwhile.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
     pub(crate) connections: usize,
     pub(crate) bytes: usize,
     pub(crate) in_flight: usize,
+    pub(crate) wait: Wait,
 }
 
 /// The client's side of it.
@@ -79,7 +81,7 @@ impl PingPong {
         let mut events = [EpollEvent::empty(); 512];
         let mut now = meter.began;
         while now < until {
-            let n = wait(&self.poll, &mut events)?;
+            let n = self.shape.wait.events(&self.poll, &mut events)?;
             for event in &events[..n] {
                 let i = event.data() as usize;
                 if event.events().contains(EpollFlags::EPOLLOUT) {

@@ -3,6 +3,7 @@
 mod alone;
 pub(crate) mod ceilings;
 pub(crate) mod counting;
+mod options;
 mod rounds;
 mod serving;
 
@@ -80,6 +81,16 @@ pub(crate) const SECTIONS: &[Section] = &[
                 wrk with one thread.",
         charted: &["requests/s"],
         measure: alone::http,
+    },
+    Section {
+        name: "options",
+        title: "Options",
+        about: "What can be switched on, beside the hand-written loop. Connections that live for one \
+                message, 50 at once, for two loops that serve (the hand-written one is one): one of \
+                them accepts for both, or each for itself. And one connection whose server looks \
+                again before it sleeps: for 50 µs, or, by hand, for ever.",
+        charted: &["connections/s", "messages/s"],
+        measure: options::options,
     },
     Section {
         name: "instructions",

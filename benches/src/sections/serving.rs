@@ -10,28 +10,27 @@ use super::{CLIENT_CPU, Plan, SERVER_CPU};
 use crate::contestants::Task;
 use crate::load::lockstep::connect;
 use crate::load::pingpong::{PingPong, Shape};
-use crate::load::{Outcome, churn, udp};
+use crate::load::{Outcome, Wait, churn, udp};
 use crate::process::{Around, Process, pin};
 use crate::record::Record;
 
 /// One turn of one contestant: first as long to get warm, then to be measured.
-const WARM_UP: Duration = Duration::from_millis(40);
-const TURN: Duration = Duration::from_millis(160);
+pub(super) const WARM_UP: Duration = Duration::from_millis(40);
+pub(super) const TURN: Duration = Duration::from_millis(160);
 
 pub(crate) fn pingpong(plan: &Plan) -> io::Result<Record> {
     pin(CLIENT_CPU)?;
     let mut cases = Vec::new();
     for bytes in [16, 4096, 16384] {
         for connections in [1, 100, 1000] {
-            cases.push(Shape { connections, bytes, in_flight: 1 });
+            cases.push((connections, bytes, 1));
         }
     }
-    cases.push(Shape { connections: 100, bytes: 16, in_flight: 16 });
-    cases.push(Shape { connections: 100, bytes: 4096, in_flight: 16 });
+    cases.extend([(100, 16, 16), (100, 4096, 16)]);
     let cases: Vec<(String, Shape)> = cases
         .into_iter()
-        .map(|shape| {
-            let Shape { connections, bytes, in_flight } = shape;
+        .map(|(connections, bytes, in_flight)| {
+            let shape = Shape { connections, bytes, in_flight, wait: Wait::Asleep };
             (format!("{connections} x {bytes} B{}", flying(in_flight)), shape)
         })
         .collect();
@@ -82,7 +81,7 @@ fn flying(in_flight: usize) -> String {
 }
 
 /// What a load has done, and what it has cost the server.
-fn measured(
+pub(super) fn measured(
     server: &Process,
     rate: &'static str,
     load: impl FnOnce() -> io::Result<Outcome>,
