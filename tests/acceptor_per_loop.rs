@@ -7,11 +7,12 @@ mod common;
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use common::{Running, eventually, read_n, serve, within};
-use ruduo::{EventLoop, LoopPool, Server, TcpServer};
+use common::{DEADLINE, Running, eventually, open_fds, read_n, serve, within};
+use ruduo::{Connection, EventLoop, LoopPool, Server, TcpServer, handler_fn};
 
 fn write(mut stream: &TcpStream, bytes: impl AsRef<[u8]>) {
     stream.write_all(bytes.as_ref()).unwrap();
@@ -144,5 +145,37 @@ fn a_panic_while_a_loop_begins_is_an_error_and_nobody_listens() {
             .unwrap_err();
         assert!(error.to_string().contains("panicked"), "{error}");
         assert!(within(&receive).is_ended());
+    });
+}
+
+/// The second loop of the pool has ended, which is found out when the first one serves already.
+#[test]
+fn a_start_that_fails_on_a_shared_pool_leaves_nothing_on_its_loops() {
+    each_poller!().run(|| {
+        for acceptor_per_loop in [false, true] {
+            let event_loop = EventLoop::new().unwrap();
+            let pool = LoopPool::builder(&event_loop).threads(2).start().unwrap();
+            let ended = &pool.loops()[1];
+            ended.quit();
+            eventually("a loop of the pool has ended", || ended.is_ended());
+
+            let builder = TcpServer::builder(&event_loop).acceptor_per_loop(acceptor_per_loop);
+            let server = builder.bind("127.0.0.1:0").unwrap().pool(&pool);
+            let (of_factory, factories) = mpsc::channel::<()>();
+            let error = server
+                .serve_per_loop(move |_| {
+                    let of_factory = of_factory.clone();
+                    move |_: &Connection<'_>| {
+                        let _ = &of_factory;
+                        handler_fn(|_, _| {})
+                    }
+                })
+                .unwrap_err();
+            assert!(error.to_string().starts_with("starting a server: "), "{error}");
+            let left = factories.recv_timeout(DEADLINE);
+            assert_eq!(left, Err(RecvTimeoutError::Disconnected), "a loop keeps its factory");
+            let listens = || open_fds().values().any(|kind| kind.starts_with("socket:"));
+            eventually("nobody listens", || !listens());
+        }
     });
 }

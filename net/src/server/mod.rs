@@ -91,51 +91,38 @@ struct Settings {
 }
 
 impl Settings {
+    /// Refuses those that contradict each other.
+    fn check(&self) -> io::Result<()> {
+        let own = self.threads > 0 || self.name.is_some() || self.placement.is_some();
+        if own && self.pool.is_some() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "threads, name and placement are those of threads of its own, but it was given a \
+                 pool",
+            ));
+        }
+        self.limits.check()?;
+        self.bounds.check()
+    }
+
     /// How many loops serve.
     fn loop_count(&self) -> usize {
         self.pool.as_ref().map_or(self.threads.max(1), |pool| pool.loops().len())
     }
 
-    /// The loops that serve, each of which calls `install` before it gets any connection. On threads
-    /// of its own, and on this loop, what goes wrong there is an error here. Loops of a pool that is
-    /// shared may be busy, even waiting for this one, so they are not waited for: such a loop logs
-    /// the error, and closes the connections that are placed on it.
-    fn start_pool(
-        self,
+    /// Threads of its own, each of which calls `on_start` before it runs; without any, this loop
+    /// does. What goes wrong there is an error here.
+    fn start_threads(
+        &self,
         event_loop: &EventLoop,
-        install: impl Fn(&EventLoop) -> io::Result<()> + Send + Sync + 'static,
+        on_start: impl Fn(&EventLoop) -> io::Result<()> + Send + Sync + 'static,
     ) -> io::Result<LoopPool> {
-        let own = self.threads > 0 || self.name.is_some() || self.placement.is_some();
-        let Some(pool) = self.pool else {
-            return LoopPool::builder(event_loop)
-                .threads(self.threads)
-                .name(self.name.as_deref().unwrap_or("ruduo"))
-                .placement(self.placement.unwrap_or_default())
-                .on_start(install)
-                .start();
-        };
-        if own {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "starting a server: threads, name and placement are those of threads of its own, \
-                 but it was given a pool",
-            ));
-        }
-        let install = Arc::new(install);
-        for handle in pool.loops() {
-            if *handle == event_loop.handle() {
-                install(event_loop)?;
-                continue;
-            }
-            let install = install.clone();
-            // Connections are posted later, so they find the server installed.
-            handle.post(move |event_loop| {
-                if let Err(e) = install(event_loop) {
-                    log::error!("a loop of a pool does not serve: {e}");
-                }
-            })?;
-        }
-        Ok(pool)
+        LoopPool::builder(event_loop)
+            .threads(self.threads)
+            .name(self.name.as_deref().unwrap_or("ruduo"))
+            .placement(self.placement.unwrap_or_default())
+            .on_start(on_start)
+            .start()
     }
 }
 
@@ -226,7 +213,8 @@ impl<C: CanStart> Server<'_, C> {
     ///
     /// # Errors
     /// Settings that contradict each other; what kept the threads from starting or the listener
-    /// from being watched; a panic of `per_loop` on a thread of the server's own.
+    /// from being watched; a loop of the [`pool`](Server::pool) that has ended; a panic of `per_loop`
+    /// on a thread of the server's own. Nothing is left running then.
     pub fn start(self) -> io::Result<ServerHandle> {
         let Server { event_loop, listener, settings, callbacks } = self;
         let handler = callbacks.into_handler();

@@ -77,7 +77,7 @@ where
 {
     let limits = settings.limits;
     let context = |e: io::Error| io::Error::new(e.kind(), format!("starting a server: {e}"));
-    limits.check().and_then(|()| settings.bounds.check()).map_err(context)?;
+    settings.check().map_err(context)?;
     let per_loop_acceptors = listener.is_one_of_several();
     let listeners = listener.with_siblings(settings.loop_count())?;
     for listener in &listeners {
@@ -94,16 +94,22 @@ where
     let parts = Mutex::new(parts.collect::<Vec<_>>());
     let install = {
         let shared = shared.clone();
-        move |event_loop: &EventLoop| {
+        Arc::new(move |event_loop: &EventLoop| {
             // Of a loop that does not come, nobody misses the part.
             let part = parts.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let Some(part) = part else { return Ok(()) };
             let factory = per_loop(event_loop);
             LoopServer::install(event_loop, &shared, limits, part, factory)
+        })
+    };
+    let pool = match settings.pool.clone() {
+        Some(pool) => pool,
+        None => {
+            let install = install.clone();
+            settings.start_threads(event_loop, move |event_loop| install(event_loop))?
         }
     };
-    let pool = settings.start_pool(event_loop, install)?;
-
+    // From here on its drop ends what the loops have begun.
     let base = Rc::new(Base {
         shared: shared.clone(),
         loops: pool.loops().to_vec(),
@@ -113,16 +119,15 @@ where
         reports_due: Cell::new(0),
         when_done: RefCell::default(),
     });
+    if settings.pool.is_some() {
+        install_on(event_loop, pool.loops(), install).map_err(context)?;
+    }
     if !per_loop_acceptors && let Some(listener) = listeners.first() {
         let entrance = Entrance::new(event_loop, &shared, Some(pool));
-        match Acceptor::start(event_loop, listener.clone(), entrance) {
-            Ok(acceptor) => base.acceptor.set(Some(acceptor)),
-            Err(e) => {
-                // `base` ends what the loops have begun.
-                let why = format!("accepting on {}: {e}", shared.local_addr);
-                return Err(io::Error::new(e.kind(), why));
-            }
-        }
+        let acceptor = Acceptor::start(event_loop, listener.clone(), entrance).map_err(|e| {
+            io::Error::new(e.kind(), format!("accepting on {}: {e}", shared.local_addr))
+        })?;
+        base.acceptor.set(Some(acceptor));
     }
     event_loop.local::<Servers>().bases.borrow_mut().insert(shared.id, base);
     log::debug!(
@@ -132,6 +137,32 @@ where
         shared.admission.bounds
     );
     Ok(ServerHandle { shared })
+}
+
+/// Installs a server on the loops of a pool that is shared. They may be busy, even waiting for this
+/// loop, so they are not waited for: one on which it goes wrong logs the error, and closes the
+/// connections that are placed on it.
+fn install_on(
+    event_loop: &EventLoop,
+    loops: &[LoopHandle],
+    install: Arc<impl Fn(&EventLoop) -> io::Result<()> + Send + Sync + 'static>,
+) -> io::Result<()> {
+    for handle in loops {
+        if *handle == event_loop.handle() {
+            install(event_loop)?;
+            continue;
+        }
+        let install = install.clone();
+        // Connections are posted later, so they find the server installed.
+        handle
+            .post(move |event_loop| {
+                if let Err(e) = install(event_loop) {
+                    log::error!("a loop of a pool does not serve: {e}");
+                }
+            })
+            .map_err(|e| io::Error::other(format!("on a loop of its pool: {e}")))?;
+    }
+    Ok(())
 }
 
 /// On the base loop: stops the server `id`, if it still runs.
