@@ -4,13 +4,14 @@
 //! when they begin and end, and never in between.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -116,40 +117,42 @@ impl Admission {
     }
 
     /// One more, if there is room. [`leave`](Admission::leave) has to follow, sooner or later.
+    ///
+    /// Several acceptors may be at it. Nobody takes a place before he is sure to keep it: a place
+    /// given back may be what somebody else was refused for.
     pub(super) fn enter(&self, peer: &Address) -> Result<(), Refusal> {
-        // Several acceptors may be at it, so first take the place and then look.
-        if self.open.fetch_add(1, Ordering::Relaxed) >= self.bounds.total {
-            self.open.fetch_sub(1, Ordering::Relaxed);
+        let mut of_peer = self.counted_host(peer).map(|host| (host, self.lock_peers()));
+        if let Some((host, peers)) = &of_peer
+            && peers.get(host).is_some_and(|open| *open >= self.bounds.per_peer)
+        {
+            self.refused_max_per_peer.fetch_add(1, Ordering::Relaxed);
+            return Err(Refusal::MaxPerPeer);
+        }
+        let one_more = |open| (open < self.bounds.total).then_some(open + 1);
+        if self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
             self.refused_max_connections.fetch_add(1, Ordering::Relaxed);
             return Err(Refusal::MaxConnections);
         }
-        if let Some(host) = self.counted_host(peer) {
-            let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-            let of_this = peers.entry(host).or_default();
-            if *of_this >= self.bounds.per_peer {
-                if *of_this == 0 {
-                    peers.remove(&host);
-                }
-                self.open.fetch_sub(1, Ordering::Relaxed);
-                self.refused_max_per_peer.fetch_add(1, Ordering::Relaxed);
-                return Err(Refusal::MaxPerPeer);
-            }
-            *of_this += 1;
+        if let Some((host, peers)) = &mut of_peer {
+            *peers.entry(*host).or_default() += 1;
         }
         Ok(())
     }
 
     pub(super) fn leave(&self, peer: &Address) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
-        if let Some(host) = self.counted_host(peer) {
-            let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(of_this) = peers.get_mut(&host) {
-                *of_this -= 1;
-                if *of_this == 0 {
-                    peers.remove(&host);
-                }
+        if let Some(host) = self.counted_host(peer)
+            && let Entry::Occupied(mut open) = self.lock_peers().entry(host)
+        {
+            *open.get_mut() -= 1;
+            if *open.get() == 0 {
+                open.remove();
             }
         }
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn lock_peers(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whose connection it is, if that matters. An IPv6 host has a network of its own to choose
@@ -202,5 +205,74 @@ impl Handler for Leaving {
 
     fn on_message(&mut self, _: &Connection<'_>, input: &mut Buffer) {
         input.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn peer(last: u8) -> Address {
+        Address::Ip(([127, 0, 0, last], 1).into())
+    }
+
+    fn bounds(total: usize, per_peer: usize) -> Admission {
+        Admission::new(Bounds { total, per_peer, message: None })
+    }
+
+    /// Whoever is refused has not been in anybody's way.
+    #[test]
+    fn the_refused_take_no_place_for_a_moment() {
+        let admission = bounds(2, 1);
+        let (greedy, modest) = (peer(2), peer(3));
+        admission.enter(&greedy).unwrap();
+        thread::scope(|scope| {
+            let flood = scope.spawn(|| {
+                for _ in 0..100_000 {
+                    assert_eq!(admission.enter(&greedy), Err(Refusal::MaxPerPeer));
+                }
+            });
+            while !flood.is_finished() {
+                assert_eq!(admission.enter(&modest), Ok(()));
+                admission.leave(&modest);
+            }
+        });
+        assert_eq!(admission.open(), 1);
+    }
+
+    /// Of those who race for a place that comes free, one gets it.
+    #[test]
+    fn a_free_place_is_given_to_one_of_those_who_want_it() {
+        const ROUNDS: usize = 20_000;
+        let admission = bounds(1, usize::MAX);
+        admission.enter(&peer(2)).unwrap();
+        let arrived = AtomicUsize::new(0);
+        // Both go on within nanoseconds, if there are two processors.
+        let meet = |n: usize| {
+            arrived.fetch_add(1, Ordering::SeqCst);
+            while arrived.load(Ordering::SeqCst) < 2 * n {
+                thread::yield_now();
+            }
+        };
+        thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                let want = |round| {
+                    meet(round);
+                    admission.enter(&peer(3)).is_ok()
+                };
+                (1..=ROUNDS).map(want).collect::<Vec<_>>()
+            });
+            let give_and_want = |round| {
+                meet(round);
+                admission.leave(&peer(2));
+                admission.enter(&peer(2)).is_ok()
+            };
+            let this: Vec<_> = (1..=ROUNDS).map(give_and_want).collect();
+            for (this, other) in this.into_iter().zip(other.join().unwrap()) {
+                assert!(this != other, "the place was given to both, or to none");
+            }
+        });
     }
 }
