@@ -393,6 +393,58 @@ fn a_loop_thread_that_ends_while_the_server_is_stopping_does_not_keep_it() {
     });
 }
 
+/// Its loops may end before their connections do, and before or after they hear of the stop.
+#[test]
+fn a_loop_of_a_shared_pool_that_ends_while_the_server_is_stopping_does_not_keep_it() {
+    each_poller!().run(|| {
+        for quits_first in [false, true] {
+            let (send, receive) = mpsc::channel();
+            let (connected, connections) = mpsc::channel();
+            let running = serve(move |event_loop| {
+                let pool = LoopPool::builder(event_loop).threads(2).start()?;
+                send.send(pool.clone()).unwrap();
+                TcpServer::bind(event_loop, OWN_ADDRESS)?
+                    .pool(&pool)
+                    .on_connect(move |_| connected.send(()).unwrap())
+                    .on_message(|conn, input| conn.send_buffer(input))
+                    .on_stopping(|_| {})
+                    .start()
+            });
+            let pool = within(&receive);
+            let peers: Vec<_> = (0..4).map(|_| running.connect()).collect();
+            peers.iter().for_each(|_| within(&connections));
+            // Busy, so that what comes meanwhile comes at once.
+            let (release, held) = mpsc::channel::<()>();
+            let (busy, is_busy) = mpsc::channel();
+            let first = pool.loops()[0].clone();
+            first
+                .post(move |event_loop| {
+                    busy.send(()).unwrap();
+                    let _ = held.recv_timeout(DEADLINE);
+                    if quits_first {
+                        event_loop.quit();
+                    }
+                })
+                .unwrap();
+            within(&is_busy);
+            running.server.stop(Duration::MAX);
+            let (tell, told) = mpsc::channel();
+            running.event_loop().post(move |_| tell.send(()).unwrap()).unwrap();
+            within(&told);
+            if !quits_first {
+                first.post(EventLoop::quit).unwrap();
+            }
+            release.send(()).unwrap();
+            eventually("the loop has ended", || first.is_ended());
+            // Those of the other one.
+            drop(peers);
+            let report = running.server.wait().unwrap();
+            assert_eq!(report.drained + report.cut, 4, "{report}");
+            pool.join().unwrap();
+        }
+    });
+}
+
 #[test]
 fn a_loop_that_never_ran_ends_its_server_too() {
     each_poller!().run(|| {
@@ -528,6 +580,38 @@ fn stopping_on_signals_belongs_to_the_loop_of_the_server() {
         let other = EventLoop::new().unwrap();
         let error = running.server.stop_on_signals(&other, DEADLINE).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    });
+}
+
+/// Half of them would be worse than none: the signal would be taken, and stop nothing.
+#[test]
+fn stopping_on_signals_takes_all_signals_or_none() {
+    each_poller!().run(|| {
+        let take = |event_loop: &EventLoop, signal| event_loop.on_signal(signal, |_, _| {});
+        for [taken, left] in [[Signal::SIGTERM, Signal::SIGINT], [Signal::SIGINT, Signal::SIGTERM]]
+        {
+            let other = LoopThread::spawn("other", EventLoop::builder(), move |event_loop| {
+                take(event_loop, taken).map(drop)
+            })
+            .unwrap();
+            let event_loop = EventLoop::new().unwrap();
+            let server = echo_on(&event_loop, OWN_ADDRESS.parse().unwrap()).unwrap();
+            let error = server.stop_on_signals(&event_loop, DEADLINE).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{error}");
+            // Whoever else wants the one that was free can have it.
+            LoopThread::spawn("third", EventLoop::builder(), move |event_loop| {
+                take(event_loop, left).map(drop)
+            })
+            .unwrap()
+            .join()
+            .unwrap();
+            // And it can be tried again.
+            other.join().unwrap();
+            server.stop_on_signals(&event_loop, DEADLINE).unwrap();
+            send_to_myself(left);
+            event_loop.run().unwrap();
+            assert!(server.is_ended());
+        }
     });
 }
 

@@ -36,12 +36,11 @@ impl ServerHandle {
         }
         let stop = event_loop.local::<StopOnSignals>();
         if stop.servers.borrow().is_empty() {
-            for signal in [Signal::SIGINT, Signal::SIGTERM] {
-                event_loop.on_signal(signal, |event_loop, signal| {
-                    log::info!("{signal}: stopping");
-                    event_loop.local::<StopOnSignals>().begin(event_loop);
-                })?;
-            }
+            let interrupt = event_loop.on_signal(Signal::SIGINT, StopOnSignals::arrived)?;
+            // Both or none: a signal that is taken has to stop something.
+            event_loop.on_signal(Signal::SIGTERM, StopOnSignals::arrived).inspect_err(|_| {
+                event_loop.remove_signal(interrupt);
+            })?;
         }
         stop.servers.borrow_mut().push((self.clone(), deadline));
         Ok(())
@@ -49,6 +48,11 @@ impl ServerHandle {
 }
 
 impl StopOnSignals {
+    fn arrived(event_loop: &EventLoop, signal: Signal) {
+        log::info!("{signal}: stopping");
+        event_loop.local::<StopOnSignals>().begin(event_loop);
+    }
+
     fn begin(&self, event_loop: &EventLoop) {
         if self.stopping.replace(true) {
             log::info!("one signal more: what has not ended yet is cut now");
