@@ -189,6 +189,44 @@ fn a_program_that_cannot_be_started_is_an_error_and_changes_nothing() {
     });
 }
 
+/// What tells of a program that could not be started is a descriptor too, and may get a number that
+/// another thread has given up a moment ago: one of those that the successor is to have.
+#[test]
+fn a_program_that_cannot_be_started_is_an_error_whoever_closes_descriptors_meanwhile() {
+    alone!().run(|| {
+        let running = serve(echo);
+        let servers = [&running.server; 8];
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let open = || std::fs::File::open("/dev/null").unwrap();
+                    drop([(); 8].map(|()| open()));
+                }
+            });
+            let outcomes: Vec<_> = (0..300)
+                .map(|_| {
+                    let nothing = Command::new("/nonexistent/program");
+                    ServerHandle::hand_over(&servers, nothing).map_err(|e| e.kind())
+                })
+                .collect();
+            done.store(true, Ordering::Relaxed);
+            for outcome in outcomes {
+                assert_eq!(outcome.map(|child| child.id()), Err(io::ErrorKind::NotFound));
+            }
+        });
+    });
+}
+
+#[test]
+fn no_servers_cannot_be_handed_over() {
+    alone!().run(|| {
+        let error = ServerHandle::hand_over(&[], Command::new("true")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("no server"), "{error}");
+    });
+}
+
 #[test]
 fn acceptors_per_loop_cannot_be_handed_over() {
     alone!().run(|| {

@@ -38,11 +38,17 @@ impl ServerHandle {
     /// [`TcpServer::from_listener`]: crate::TcpServer::from_listener
     ///
     /// # Errors
-    /// `NotConnected` if one of the servers listens no more; `Unsupported` for one with an
+    /// `InvalidInput` for no servers; `NotConnected` if one of them listens no more; `Unsupported` for one with an
     /// [`acceptor_per_loop`](crate::TcpListenerBuilder::acceptor_per_loop), for what waits in the
     /// queues of sockets that the successor does not accept from would be lost; otherwise what kept
     /// the program from being started.
     pub fn hand_over(servers: &[&ServerHandle], mut command: Command) -> io::Result<Child> {
+        if servers.is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "handing over: there is no server whose listener the program could have",
+            ));
+        }
         let listeners = servers.iter().map(|server| server.listener());
         let listeners = listeners.collect::<io::Result<Vec<Arc<Listener>>>>()?;
         let fds: Vec<_> = listeners.iter().map(|listener| listener.as_fd()).collect();

@@ -5,45 +5,90 @@
 //! same time by another thread, gets any of them.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::check;
 
 /// The first descriptor that is not one of the three of standard input and output.
 pub const FIRST: RawFd = 3;
 
+/// How often it is tried while other threads are in the way.
+const ATTEMPTS: u32 = 100;
+
 /// Starts a program in which `fds` are the descriptors from [`FIRST`] on, in this order.
 ///
 /// # Errors
-/// Those of [`Command::spawn`], and of fcntl(2) for want of descriptors.
+/// Those of [`Command::spawn`], and of fcntl(2) for want of descriptors. `ResourceBusy` if other
+/// threads open and close descriptors with those numbers all the time.
 pub fn spawn_with(mut command: Command, fds: &[BorrowedFd<'_>]) -> io::Result<Child> {
     let end = FIRST + fds.len() as RawFd;
-    // The numbers that the child will use must mean nothing there: neither one of `fds`, which would
-    // be overwritten before its turn, nor what the standard library tells of a failed exec by.
-    let fds = fds.iter().map(|fd| duplicate(*fd, end)).collect::<io::Result<Vec<OwnedFd>>>()?;
-    let mut placeholders = Vec::new();
-    if let Some(any) = fds.first() {
-        loop {
-            let placeholder = duplicate(any.as_fd(), FIRST)?;
-            if placeholder.as_raw_fd() >= end {
-                break;
+    // Out of the way, so that none is overwritten before its turn.
+    let moved = fds.iter().map(|fd| duplicate(*fd, end)).collect::<io::Result<Vec<OwnedFd>>>()?;
+    // One number must not be used: that of the pipe or socket by which the standard library tells of
+    // a failed exec. It is made in `spawn`, with a number that is free then. So those that are free
+    // before are taken, and as another thread may give one up just then, the child looks whether each
+    // leads to where it led.
+    let targets: Arc<[AtomicU64]> = fds.iter().map(|_| AtomicU64::default()).collect();
+    let give = {
+        let targets = targets.clone();
+        move || {
+            for (number, target) in (FIRST..).zip(&*targets) {
+                let now = inode(number);
+                if now != NOTHING && now != target.load(Ordering::Relaxed) {
+                    return Err(io::Error::from_raw_os_error(libc::EBUSY));
+                }
             }
-            placeholders.push(placeholder);
+            for (fd, number) in moved.iter().zip(FIRST..) {
+                // SAFETY: dup2(2) may be called between fork and exec. It closes `number` here,
+                // which the program that follows is not to have anyway.
+                check(unsafe { libc::dup2(fd.as_raw_fd(), number) })?;
+            }
+            Ok(())
+        }
+    };
+    // SAFETY: `give` calls nothing but fstat(2) and dup2(2): it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(give) };
+    let mut placeholders = Vec::new();
+    for _ in 0..ATTEMPTS {
+        if let Some(any) = fds.first() {
+            loop {
+                let placeholder = duplicate(*any, FIRST)?;
+                if placeholder.as_raw_fd() >= end {
+                    break;
+                }
+                placeholders.push(placeholder);
+            }
+        }
+        for (number, target) in (FIRST..).zip(&*targets) {
+            target.store(inode(number), Ordering::Relaxed);
+        }
+        match command.spawn() {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
+            outcome => return outcome,
         }
     }
-    let give = move || {
-        for (fd, number) in fds.iter().zip(FIRST..) {
-            // SAFETY: dup2(2) may be called between fork and exec. It closes `number` here, which
-            // is nobody's: a placeholder, close-on-exec anyway.
-            check(unsafe { libc::dup2(fd.as_raw_fd(), number) })?;
-        }
-        Ok(())
-    };
-    // SAFETY: `give` calls nothing but dup2(2): it allocates nothing and takes no lock.
-    unsafe { command.pre_exec(give) };
-    command.spawn()
+    Err(io::Error::new(
+        io::ErrorKind::ResourceBusy,
+        format!("other threads open and close descriptors below {end} all the time; try again"),
+    ))
+}
+
+const NOTHING: u64 = u64::MAX;
+
+/// What a descriptor leads to; pipes and sockets are numbered as they are made.
+fn inode(fd: RawFd) -> u64 {
+    let mut status = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the call writes to `status` alone, whatever the number is.
+    if unsafe { libc::fstat(fd, status.as_mut_ptr()) } < 0 {
+        return NOTHING;
+    }
+    // SAFETY: fstat has succeeded, so it has filled `status`.
+    unsafe { status.assume_init() }.st_ino
 }
 
 /// A close-on-exec duplicate with a number of at least `min`.
