@@ -297,8 +297,8 @@ fn adopt(event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: Address)
     } else {
         if ticket.shared.lost.load(Ordering::Relaxed) == 0 {
             log::error!(
-                "closing connections to {}: a loop of the server does not serve, because \
-                         making its factory panicked",
+                "closing connections to {}: a loop of the server's pool does not serve; why, was \
+                 logged when the server was started",
                 ticket.shared.local_addr
             );
         }
