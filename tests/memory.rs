@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use common::{eventually, read_n, serve, within};
 use recorder::{hold, recorded, turns};
-use ruduo::{EventLoop, LoopHandle, LoopThread, TcpServer, TimerId};
+use ruduo::{EventLoop, LoopHandle, LoopThread, TcpClient, TcpServer, TimerId};
 
 /// Counts the bytes that are allocated and not yet freed.
 struct Counting;
@@ -315,5 +315,41 @@ fn b20_buffers_shrink_when_a_burst_of_output_has_left() {
                 this.told.try_iter().for_each(drop);
             });
         }
+    });
+}
+
+/// Clients, servers and streams of one loop take turns with the same buffers.
+#[test]
+fn a_client_that_waits_holds_no_buffer_of_its_own() {
+    const CLIENTS: usize = 200;
+    alone!().run(|| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_message(|conn, input| conn.send_buffer(input))
+                .start()
+        });
+        let address = server.addr();
+        let thread = start();
+        let event_loop = thread.handle();
+        let at_rest = || live(server.event_loop()).min(live(event_loop));
+        let before = at_rest();
+        let (tell, told) = channel();
+        on(event_loop, move |event_loop| {
+            for _ in 0..CLIENTS {
+                let tell = tell.clone();
+                TcpClient::connect(event_loop, address)
+                    .on_connect(|conn| conn.send("hello"))
+                    .on_message(move |_, input| {
+                        input.clear();
+                        tell.send(()).unwrap();
+                    })
+                    .start()
+                    .unwrap();
+            }
+        });
+        (0..CLIENTS).for_each(|_| within(&told));
+        let each = (at_rest() - before) / CLIENTS;
+        // Each loop keeps a few large ones for all.
+        assert!(each < 16 * 1024, "{each} bytes for a client and its connections");
     });
 }

@@ -1,4 +1,4 @@
-//! What the connections of one server on one loop have in common.
+//! What the connections of one server or client on one loop have in common.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -18,7 +18,7 @@ pub(crate) struct Context {
     pub(crate) limits: Limits,
     /// A buffer of no more memory than this can be queued, and be offered to the kernel at once.
     pub(crate) single: usize,
-    pub(crate) lender: Lender,
+    pub(crate) lender: Rc<Lender>,
     pub(crate) registry: Rc<Registry>,
     pub(crate) counters: Arc<Counters>,
     /// Called each time a connection has closed.
@@ -42,7 +42,7 @@ impl Context {
         Context {
             limits,
             single: limits.output.min(MAX_OFFER),
-            lender: Lender::new(limits.read_size),
+            lender: Lender::of(event_loop, limits.read_size),
             registry: event_loop.local(),
             counters,
             on_closed: Box::new(on_closed),

@@ -5,6 +5,9 @@
 //! connections, and they are warm in the cache.
 
 use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+
+use ruduo_reactor::EventLoop;
 
 use crate::Buffer;
 
@@ -26,7 +29,25 @@ pub(crate) struct Lender {
     rest: RefCell<Vec<Buffer>>,
 }
 
+/// The lenders of one loop, one for each size; its `local` value.
+#[derive(Default)]
+struct Lenders(RefCell<Vec<Weak<Lender>>>);
+
 impl Lender {
+    /// The one of a loop that all share whose buffers have this size, and which lives for as long as
+    /// any of them does.
+    pub(crate) fn of(event_loop: &EventLoop, size: usize) -> Rc<Lender> {
+        let lenders = event_loop.local::<Lenders>();
+        let mut lenders = lenders.0.borrow_mut();
+        lenders.retain(|lender| lender.strong_count() > 0);
+        let known = lenders.iter().filter_map(Weak::upgrade).find(|lender| lender.size == size);
+        known.unwrap_or_else(|| {
+            let new = Rc::new(Lender::new(size));
+            lenders.push(Rc::downgrade(&new));
+            new
+        })
+    }
+
     /// Buffers with room for `size` bytes.
     pub(crate) fn new(size: usize) -> Lender {
         let first = Buffer::with_capacity(size);
@@ -49,12 +70,6 @@ impl Lender {
     fn lend_another(&self) -> Buffer {
         let another = self.rest.borrow_mut().pop();
         another.unwrap_or_else(|| Buffer::with_capacity(self.size))
-    }
-
-    /// One of several that nobody needs now: for another lender, which has got poorer by what was
-    /// moved from its connections to ours.
-    pub(crate) fn spare(&self) -> Option<Buffer> {
-        self.rest.borrow_mut().pop()
     }
 
     /// Takes a buffer back, or frees it if it is not one of ours or there are enough.

@@ -108,7 +108,7 @@ impl ConnectionHandle {
 
     /// Sends what is in `input`, as a callback has got it, and leaves it empty: to pass on what
     /// another connection has received. Like [`send_buffer`](ConnectionHandle::send_buffer), but
-    /// storage that is not needed stays where it is, and on one loop comes back in exchange. See
+    /// storage that is not needed stays where it is. See
     /// [`pause_while_above`](ConnectionHandle::pause_while_above).
     ///
     /// # Errors
@@ -120,15 +120,7 @@ impl ConnectionHandle {
             if core.has_outstanding() {
                 return None;
             }
-            let outcome = core.queue(event_loop, Outgoing::Buffer(input));
-            if !input.has_storage()
-                && let Some(spare) = core.context.lender.spare()
-            {
-                // It goes back to where the other came from. Otherwise one side would free for each
-                // message what the other allocates.
-                *input = spare;
-            }
-            Some(outcome)
+            Some(core.queue(event_loop, Outgoing::Buffer(input)))
         });
         match queued.flatten() {
             Some(outcome) => Ok(outcome?),
