@@ -1,7 +1,7 @@
 //! Events that a program makes itself.
 //!
-//! A descriptor that the poller watches and that any thread may write to. Several kinds, one
-//! contract: after [`Notifier::notify`] returns, the wait in progress ends, or the next one returns
+//! A descriptor that the poller watches and that any thread may write to, or kqueue's own event,
+//! which has a number for a file. Several kinds, one contract: after [`Notifier::notify`] returns, the wait in progress ends, or the next one returns
 //! at once, with an event of the notifier's token. A loop's own notifier is how other threads wake
 //! it.
 
@@ -22,6 +22,8 @@ use nix::unistd;
 use crate::EventLoop;
 use crate::channel::Source;
 use crate::poller::{Event, Mode};
+#[cfg(kqueue)]
+use crate::sys::kqueue::Queue;
 use crate::token::Token;
 
 /// What a [`Notifier`] is made of. Not every system and poller has all of them:
@@ -31,6 +33,8 @@ use crate::token::Token;
 pub enum NotifierKind {
     /// eventfd(2): one descriptor, a counter. The cheapest on Linux.
     Eventfd,
+    /// EVFILT_USER of kqueue(2): an event without a file. The cheapest where there is kqueue.
+    UserEvent,
     /// socketpair(2) of two Unix stream sockets.
     SocketPair,
     /// pipe(2).
@@ -41,6 +45,7 @@ impl fmt::Display for NotifierKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             NotifierKind::Eventfd => "eventfd",
+            NotifierKind::UserEvent => "EVFILT_USER",
             NotifierKind::SocketPair => "socketpair",
             NotifierKind::Pipe => "pipe",
         })
@@ -93,6 +98,9 @@ struct Inner {
 enum MadeOf {
     #[cfg(target_os = "linux")]
     Eventfd(EventFd),
+    /// A duplicate of the poller's kqueue; its number names the event.
+    #[cfg(kqueue)]
+    UserEvent(Queue),
     /// Pipe or socket pair, non-blocking at both ends.
     Pair { read: OwnedFd, write: OwnedFd },
 }
@@ -116,16 +124,24 @@ impl Notifier {
                 let (read, write) = io::pipe()?;
                 MadeOf::pair(read.into(), write.into())?
             }
-            #[cfg(not(target_os = "linux"))]
-            NotifierKind::Eventfd => {
+            other => {
                 return Err(io::Error::new(
                     io::ErrorKind::Unsupported,
-                    format!("making a notifier: this system has no {kind}"),
+                    format!("making a notifier: this system has no {other}"),
                 ));
             }
         };
         let drained = !edges || matches!(made_of, MadeOf::Pair { .. });
         Ok(Notifier { token, inner: Arc::new(Inner { made_of, drained }) })
+    }
+
+    /// A notifier of a kqueue, given as a duplicate.
+    #[cfg(kqueue)]
+    pub(crate) fn of_kqueue(token: Token, queue: Queue) -> Notifier {
+        Notifier {
+            token,
+            inner: Arc::new(Inner { made_of: MadeOf::UserEvent(queue), drained: false }),
+        }
     }
 
     /// Makes the event happen: ends the poller's wait, or its next one. From any thread; never
@@ -152,6 +168,8 @@ impl Notifier {
                 Ok(_) => Ok(()),
                 Err(e) => Err(e.into()),
             },
+            #[cfg(kqueue)]
+            MadeOf::UserEvent(queue) => queue.trigger(),
             MadeOf::Pair { write, .. } => match retry(|| unistd::write(write, &[1])) {
                 Ok(_) | Err(Errno::EAGAIN) => Ok(()),
                 Err(e) => Err(e.into()),
@@ -172,6 +190,9 @@ impl Notifier {
                 // One read sets the counter to zero; an error means that it is.
                 let _ = retry(|| fd.read());
             }
+            // It is seen by being told of.
+            #[cfg(kqueue)]
+            MadeOf::UserEvent(_) => {}
             MadeOf::Pair { read, .. } => {
                 let mut scratch = [0; 256];
                 // A short read means empty; anything but data, that there is nothing to drain.
@@ -191,12 +212,14 @@ impl Notifier {
         if self.inner.drained { Mode::Level } else { Mode::Edge }
     }
 
-    /// Where a signal handler writes its eight bytes.
-    pub(crate) fn write_end(&self) -> BorrowedFd<'_> {
+    /// Where a signal handler writes its eight bytes, if it is made of something to write to.
+    pub(crate) fn write_end(&self) -> Option<BorrowedFd<'_>> {
         match &self.inner.made_of {
             #[cfg(target_os = "linux")]
-            MadeOf::Eventfd(fd) => fd.as_fd(),
-            MadeOf::Pair { write, .. } => write.as_fd(),
+            MadeOf::Eventfd(fd) => Some(fd.as_fd()),
+            #[cfg(kqueue)]
+            MadeOf::UserEvent(_) => None,
+            MadeOf::Pair { write, .. } => Some(write.as_fd()),
         }
     }
 }
@@ -217,6 +240,8 @@ impl AsFd for Notifier {
         match &self.inner.made_of {
             #[cfg(target_os = "linux")]
             MadeOf::Eventfd(fd) => fd.as_fd(),
+            #[cfg(kqueue)]
+            MadeOf::UserEvent(queue) => queue.as_fd(),
             MadeOf::Pair { read, .. } => read.as_fd(),
         }
     }

@@ -2,6 +2,11 @@
 //!
 //! The kernel's handler (in `sys::signal`) only sets a flag and wakes the loop, which looks at the
 //! flags here and calls the functions in its task phase, where they may do anything.
+//!
+//! A handler may do little more than `write`. A loop whose waker is not written to, for it is an
+//! event of kqueue, gets a pipe for this. (kqueue has EVFILT_SIGNAL. It is told of a signal before
+//! the handler runs, also of one that is ignored, and on macOS not of one that was sent to a thread,
+//! by raise(3) for example: a second mechanism, and not the same.)
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -25,6 +30,8 @@ pub(crate) struct Signals {
     next_id: Cell<u64>,
     /// The waker was used, perhaps by a signal.
     look: Cell<bool>,
+    /// What handlers write to if it is not the waker.
+    pipe: RefCell<Option<Notifier>>,
 }
 
 struct Handler {
@@ -40,16 +47,36 @@ impl Signals {
         signal: Signal,
         callback: Callback,
         waker: &Notifier,
+        make_pipe: impl FnOnce() -> io::Result<Notifier>,
     ) -> io::Result<SignalId> {
         let mut installed = self.installed.borrow_mut();
         if !installed.iter().any(|(known, _)| *known == signal) {
-            let new = Installed::new(signal as i32, waker.write_end())
+            let new = self
+                .install(signal, waker, make_pipe)
                 .map_err(|e| io::Error::new(e.kind(), format!("handling {signal}: {e}")))?;
             installed.push((signal, new));
         }
         let id = SignalId(self.next_id.replace(self.next_id.get() + 1));
         self.handlers.borrow_mut().push(Handler { id, signal, callback: Some(callback) });
         Ok(id)
+    }
+
+    fn install(
+        &self,
+        signal: Signal,
+        waker: &Notifier,
+        make_pipe: impl FnOnce() -> io::Result<Notifier>,
+    ) -> io::Result<Installed> {
+        if let Some(write_end) = waker.write_end() {
+            return Installed::new(signal as i32, write_end);
+        }
+        let mut pipe = self.pipe.borrow_mut();
+        let pipe = match &mut *pipe {
+            Some(pipe) => pipe,
+            none => none.insert(make_pipe()?),
+        };
+        let write_end = pipe.write_end().ok_or(io::ErrorKind::Unsupported)?;
+        Installed::new(signal as i32, write_end)
     }
 
     /// Takes a function out, with its callback unless that is running. The last one of a signal
@@ -66,6 +93,9 @@ impl Signals {
 
     /// Notes that a signal may have come.
     pub(crate) fn look(&self) {
+        if let Some(pipe) = &*self.pipe.borrow() {
+            pipe.acknowledge();
+        }
         self.look.set(true);
     }
 
@@ -107,6 +137,7 @@ impl Signals {
     /// Brings all previous actions back and empties itself.
     pub(crate) fn clear(&self) -> impl Iterator<Item = Callback> + use<> {
         self.installed.take();
+        self.pipe.take();
         self.handlers.take().into_iter().filter_map(|handler| handler.callback)
     }
 }

@@ -23,6 +23,7 @@ use crate::channel::{Channels, Source};
 use crate::handle::{LoopHandle, PostError, Task};
 use crate::isolation::PanicPolicy;
 use crate::metrics::{self, Counts, LoopMetrics};
+use crate::notifier::NotifierKind;
 use crate::poller::{Poller, PollerKind};
 use crate::signals::{self, SignalId, Signals};
 use crate::sys;
@@ -258,7 +259,8 @@ impl EventLoop {
         f: impl FnMut(&EventLoop, Signal) + 'static,
     ) -> io::Result<SignalId> {
         self.check_alive()?;
-        self.signals.add(signal, Box::new(f), &self.handle.shared().waker)
+        let make_pipe = || self.poller.notifier_of(WAKER, Some(NotifierKind::Pipe));
+        self.signals.add(signal, Box::new(f), &self.handle.shared().waker, make_pipe)
     }
 
     /// Ends what [`EventLoop::on_signal`] began. Returns whether it was still in force.

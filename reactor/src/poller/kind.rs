@@ -26,10 +26,13 @@ impl PollerKind {
     /// Those that this system has, the best first.
     #[must_use]
     pub const fn available() -> &'static [PollerKind] {
-        #[cfg(target_os = "linux")]
-        return &[PollerKind::Epoll, PollerKind::Poll];
-        #[cfg(not(target_os = "linux"))]
-        return &[PollerKind::Poll];
+        &[
+            #[cfg(target_os = "linux")]
+            PollerKind::Epoll,
+            #[cfg(kqueue)]
+            PollerKind::Kqueue,
+            PollerKind::Poll,
+        ]
     }
 
     /// What is used if nothing is said: the one that the environment variable `RUDUO_POLLER` names

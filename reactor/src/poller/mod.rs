@@ -27,6 +27,8 @@
 #[cfg(target_os = "linux")]
 mod epoll;
 mod kind;
+#[cfg(kqueue)]
+mod kqueue;
 mod poll;
 
 use std::fmt;
@@ -35,6 +37,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use bitflags::bitflags;
+use nix::sys::stat::{SFlag, fstat};
 
 pub use self::kind::PollerKind;
 use crate::notifier::{Notifier, NotifierKind};
@@ -120,6 +123,16 @@ struct RawEvent {
 
 fn raw_event(token: Token, ready: Ready) -> RawEvent {
     RawEvent { events: u32::from(ready.bits()), u64: token.0 }
+}
+
+/// poll(2) and some kqueues call them ready, always, and epoll(7) refuses them.
+fn refuse_files(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let kind = SFlag::from_bits_truncate(fstat(fd)?.st_mode & SFlag::S_IFMT.bits());
+    if [SFlag::S_IFREG, SFlag::S_IFDIR, SFlag::S_IFBLK].contains(&kind) {
+        let why = "files and block devices are always ready and can't be watched";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    Ok(())
 }
 
 impl Events {
@@ -254,6 +267,8 @@ impl Poller {
         let backend: Box<dyn Backend> = match kind {
             #[cfg(target_os = "linux")]
             PollerKind::Epoll => Box::new(epoll::Epoll::new()?),
+            #[cfg(kqueue)]
+            PollerKind::Kqueue => Box::new(kqueue::Kqueue::new()?),
             PollerKind::Poll => Box::new(poll::Poll::default()),
             _ => return Err(kind.missing()),
         };

@@ -30,9 +30,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use nix::sys::stat::{SFlag, fstat};
-
-use super::{Backend, Interest, Mode, RawEvent, Ready, raw_event};
+use super::{Backend, Interest, Mode, RawEvent, Ready, raw_event, refuse_files};
 use crate::notifier::{Notifier, NotifierKind};
 use crate::sys::poll;
 use crate::token::Token;
@@ -261,16 +259,6 @@ fn silent(fd: RawFd) -> RawFd {
 /// The descriptor of an entry, silent or not.
 fn number(entry: &libc::pollfd) -> RawFd {
     if entry.fd < 0 { !entry.fd } else { entry.fd }
-}
-
-/// poll(2) calls them ready, always, and epoll(7) refuses them.
-fn refuse_files(fd: BorrowedFd<'_>) -> io::Result<()> {
-    let kind = SFlag::from_bits_truncate(fstat(fd)?.st_mode & SFlag::S_IFMT.bits());
-    if [SFlag::S_IFREG, SFlag::S_IFDIR, SFlag::S_IFBLK].contains(&kind) {
-        let why = "files and block devices are always ready and can't be watched";
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-    }
-    Ok(())
 }
 
 const _: () = {

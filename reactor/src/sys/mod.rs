@@ -11,6 +11,8 @@ pub(crate) mod current;
 pub(crate) mod epoll;
 pub(crate) mod fork;
 pub mod inherit;
+#[cfg(kqueue)]
+pub(crate) mod kqueue;
 pub(crate) mod memory;
 pub(crate) mod poll;
 pub(crate) mod signal;
