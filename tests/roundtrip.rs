@@ -1,0 +1,187 @@
+//! The example roundtrip, end to end: both sides of it against each other, and each against peers
+//! that are not as they should be.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::thread::{self, JoinHandle};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use common::program::{Program, binary, run};
+use common::{DEADLINE, read_n, read_to_end, within};
+use nix::sys::signal::Signal;
+
+fn microseconds() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as i64
+}
+
+fn question(sent: i64) -> Vec<u8> {
+    [sent.to_be_bytes(), [0; 8]].concat()
+}
+
+/// T1 and T2.
+fn times(answer: &[u8]) -> (i64, i64) {
+    let (sent, received) = answer.split_at(8);
+    (i64::from_be_bytes(sent.try_into().unwrap()), i64::from_be_bytes(received.try_into().unwrap()))
+}
+
+/// The numbers in a line that the client prints.
+fn numbers(line: &str) -> Vec<i64> {
+    line.split(' ').filter_map(|word| word.parse().ok()).collect()
+}
+
+const ASK_FIVE_TIMES: [&str; 4] = ["--interval", "0.01", "--count", "5"];
+
+fn client(server: SocketAddr, arguments: &[&str]) -> Program {
+    let server = server.to_string();
+    Program::spawn(Command::new(binary("roundtrip")).args(["--connect", &server]).args(arguments))
+}
+
+/// Server and client have the same clock, so what is measured must be 0 within the bound.
+#[track_caller]
+fn check_offset(round_trip: i64, offset: i64) {
+    assert!(round_trip >= 0 && offset.abs() <= round_trip / 2 + 1, "{round_trip} us: {offset} us");
+}
+
+#[track_caller]
+fn measures_five_times(server: SocketAddr, arguments: &[&str]) {
+    let client = client(server, &[&ASK_FIVE_TIMES, arguments].concat());
+    let mut quickest = i64::MAX;
+    for _ in 0..5 {
+        let line = within(&client.lines);
+        let [round_trip, offset] = numbers(&line)[..] else { panic!("{line}") };
+        check_offset(round_trip, offset);
+        quickest = quickest.min(round_trip);
+    }
+    let line = within(&client.lines);
+    let [5, 5, round_trip, offset] = numbers(&line)[..] else { panic!("{line}") };
+    check_offset(round_trip, offset);
+    assert_eq!(round_trip, quickest, "{line}");
+    client.ends_well();
+}
+
+#[test]
+fn the_client_measures_and_ends() {
+    alone!().run(|| {
+        let server = Program::serve("roundtrip", &["--threads", "2"]);
+        measures_five_times(server.addr(), &[]);
+        server.ends_well_on(Signal::SIGTERM);
+    });
+}
+
+#[test]
+fn messages_are_found_wherever_the_stream_is_cut() {
+    alone!().run(|| {
+        let server = Program::serve("roundtrip", &[]);
+        let mut peer = server.connect();
+        peer.set_nodelay(true).unwrap();
+        let before = microseconds();
+        for byte in question(7) {
+            peer.write_all(&[byte]).unwrap();
+        }
+        let (sent, received) = times(&read_n(&peer, 16));
+        assert_eq!(sent, 7);
+        assert!((before..=microseconds()).contains(&received), "{received}");
+
+        // Two and a half at once. What is no whole message at the end gets no answer.
+        let mut bytes = [question(-8), question(i64::MIN)].concat();
+        bytes.extend([1; 8]);
+        peer.write_all(&bytes).unwrap();
+        peer.shutdown(std::net::Shutdown::Write).unwrap();
+        let answers = read_to_end(&peer).unwrap();
+        assert_eq!(answers.len(), 32);
+        assert_eq!((times(&answers[..16]).0, times(&answers[16..]).0), (-8, i64::MIN));
+        server.ends_well_on(Signal::SIGINT);
+    });
+}
+
+/// A server of ours that does with its one client what the test wants.
+fn fake_server(serve: impl FnOnce(TcpStream) + Send + 'static) -> (SocketAddr, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let thread = thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        serve(stream);
+    });
+    (addr, thread)
+}
+
+#[track_caller]
+fn fails_with(client: Program, why: &str) {
+    let ended = client.wait();
+    assert_eq!(ended.code, Some(1), "{}", ended.log);
+    assert!(ended.log.contains(why), "{}", ended.log);
+}
+
+#[test]
+fn a_server_that_answers_what_was_not_asked_is_refused() {
+    alone!().run(|| {
+        let (addr, server) = fake_server(|mut stream| {
+            let mut asked = [0; 16];
+            stream.read_exact(&mut asked).unwrap();
+            stream.write_all(&[0xff; 16]).unwrap();
+            // Until the client has gone.
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        fails_with(client(addr, &["--count", "1"]), "an answer to no question");
+        server.join().unwrap();
+    });
+}
+
+/// Times that no clock has must not upset the arithmetic.
+#[test]
+fn any_time_may_stand_in_an_answer() {
+    alone!().run(|| {
+        for received in [i64::MIN, i64::MAX] {
+            let (addr, server) = fake_server(move |mut stream| {
+                let mut message = [0; 16];
+                stream.read_exact(&mut message).unwrap();
+                message[8..].copy_from_slice(&received.to_be_bytes());
+                stream.write_all(&message).unwrap();
+                let _ = stream.read_to_end(&mut Vec::new());
+            });
+            let client = client(addr, &["--count", "1"]);
+            let line = within(&client.lines);
+            assert!(line.starts_with("round trip "), "{line}");
+            client.ends_well();
+            server.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_server_that_goes_away_or_is_not_there_is_told_of() {
+    alone!().run(|| {
+        let (addr, server) = fake_server(drop);
+        fails_with(client(addr, &[]), "has ended: ");
+        server.join().unwrap();
+        // Nobody listens there any more.
+        fails_with(client(addr, &[]), "nobody listens there");
+    });
+}
+
+#[test]
+fn a_signal_ends_a_client_that_would_go_on() {
+    alone!().run(|| {
+        let server = Program::serve("roundtrip", &[]);
+        let client = client(server.addr(), &["--interval", "0.01"]);
+        let line = within(&client.lines);
+        assert!(line.starts_with("round trip "), "{line}");
+        client.ends_well_on(Signal::SIGINT);
+        server.ends_well_on(Signal::SIGTERM);
+    });
+}
+
+#[test]
+fn numbers_that_make_no_sense_are_refused() {
+    alone!().run(|| {
+        for arguments in [["--interval", "0"], ["--count", "-1"], ["--interval", "often"]] {
+            assert_eq!(run("roundtrip", &arguments).status.code(), Some(2), "{arguments:?}");
+        }
+    });
+}
