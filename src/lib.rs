@@ -24,6 +24,7 @@
 //!   bytes are.
 //! - [`LineCodec`] and [`FrameCodec`] find the messages in a stream.
 //! - [`TcpClient`]: a connection that this side begins, and begins again.
+//! - [`UdpServer`] and [`UdpClient`]: datagrams, by closures or a [`UdpHandler`].
 //! - [`ServerHandle`] stops a server gracefully, [`ConnectionHandle`] reaches a connection from
 //!   other threads.
 //! - [`EventLoop`] for timers, tasks, signals, and channels of your own; [`LoopHandle`] to reach it
@@ -38,11 +39,12 @@
 pub use ruduo_net::ListenFd;
 pub use ruduo_net::{
     Address, Addresses, Buffer, Client, ClientHandle, CloseReason, ClosedCounts, ConnectError,
-    ConnectFailure, Connected, Connection, ConnectionHandle, ConnectionId, DecodeError,
-    EncodeError, FrameCodec, Handler, HandlerHandle, Keepalive, LineCodec, ParseAddressError,
-    PeerCredentials, RefusedCounts, Relay, Retry, SendError, Server, ServerHandle, ServerMetrics,
-    StopReport, TcpClient, TcpListenerBuilder, TcpServer, UnixAddress, UnixClient,
-    UnixListenerBuilder, UnixServer, callbacks, handler_fn,
+    ConnectFailure, Connected, Connection, ConnectionHandle, ConnectionId, Datagram, DatagramError,
+    DecodeError, EncodeError, FrameCodec, Handler, HandlerHandle, Interface, Keepalive, LineCodec,
+    ParseAddressError, PeerCredentials, RefusedCounts, Relay, Retry, SendError, Server,
+    ServerHandle, ServerMetrics, StopReport, TcpClient, TcpListenerBuilder, TcpServer, UdpBuilder,
+    UdpClient, UdpHandle, UdpHandler, UdpMetrics, UdpServer, UdpSocket, UdpSocketHandle,
+    UnixAddress, UnixClient, UnixListenerBuilder, UnixServer, WhenFull, callbacks, handler_fn,
 };
 pub use ruduo_reactor::{
     Channel, Event, EventLoop, EventLoopBuilder, Events, Interest, LoopHandle, LoopMetrics,

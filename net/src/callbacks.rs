@@ -3,6 +3,9 @@
 
 use std::sync::Arc;
 
+pub use crate::udp::callbacks::{
+    CanStartUdp, NoDatagram, SomeUdpCallbacks, UdpCallbackHandler, UdpCallbacks,
+};
 use crate::{Buffer, CloseReason, Connection, Handler};
 
 /// One that has neither closures nor a handler yet.

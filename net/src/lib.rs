@@ -19,12 +19,15 @@ mod handler;
 mod lender;
 mod limits;
 mod listener;
+mod loops;
 mod metrics;
 mod registry;
 mod relay;
 mod server;
+mod signals;
 mod tcp_options;
 mod transport;
+mod udp;
 
 pub use address::Addresses;
 pub use buffer::Buffer;
@@ -42,7 +45,12 @@ pub use metrics::{ClosedCounts, RefusedCounts, ServerMetrics, StopReport};
 pub use registry::ConnectionId;
 pub use relay::Relay;
 pub use ruduo_reactor::sys::address::{Address, ParseAddressError, UnixAddress};
+pub use ruduo_reactor::sys::multicast::Interface;
 pub use server::{
     Server, ServerHandle, TcpListenerBuilder, TcpServer, UnixListenerBuilder, UnixServer,
 };
 pub use tcp_options::Keepalive;
+pub use udp::{
+    Datagram, DatagramError, UdpBuilder, UdpClient, UdpHandle, UdpHandler, UdpMetrics, UdpServer,
+    UdpSocket, UdpSocketHandle, WhenFull,
+};

@@ -87,7 +87,7 @@ impl Listener {
         };
         if let (Some(file), Some(mode)) = (&file, options.mode) {
             // Before `listen`, so nobody could have connected while it was too permissive.
-            fs::set_permissions(&file.path, Permissions::from_mode(mode))?;
+            file.set_mode(mode)?;
         }
         let backlog = Backlog::new(i32::from(options.backlog)).unwrap_or(Backlog::MAXCONN);
         listen(&fd, backlog)?;
@@ -191,6 +191,11 @@ impl SocketFile {
             process: std::process::id(),
             is_left: AtomicBool::new(false),
         })
+    }
+
+    /// Its permissions: who may write to it may connect and send.
+    pub(crate) fn set_mode(&self, mode: u32) -> io::Result<()> {
+        fs::set_permissions(&self.path, Permissions::from_mode(mode))
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{Buffer, Connection, ConnectionId, Handler};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendError {
-    /// The connection is over, or the program has shut it down.
+    /// The connection (or socket) is over, or the program has shut it down.
     Closed,
     /// The output limit does not allow it: the peer reads too slowly.
     Full,
@@ -364,7 +364,7 @@ impl fmt::Debug for ConnectionHandle {
 impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            SendError::Closed => "sending on a connection that is over or shut down",
+            SendError::Closed => "sending on what is over or shut down",
             SendError::Full => "sending more than the output limit allows",
         })
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use super::serving;
 use crate::Address;
 use crate::listener::Listener;
 use crate::metrics::{Counters, ServerMetrics, StopReport, read};
+use crate::signals::{self, Stops};
 
 /// Reaches a running server from any thread. Cheap to clone; dropping it changes nothing.
 ///
@@ -174,6 +176,35 @@ impl ServerHandle {
     #[must_use]
     pub fn metrics(&self) -> ServerMetrics {
         self.shared.metrics()
+    }
+}
+
+/// Signals.
+impl ServerHandle {
+    /// On SIGINT or SIGTERM: stops this server gracefully, with `deadline`, and when it has ended
+    /// makes its loop quit, so that [`EventLoop::run`] returns. With several servers on the loop,
+    /// call it for each; the loop quits after the last. A second signal makes it quit at once. A line in
+    /// the log, at info level, says how many connections were drained and how many cut.
+    ///
+    /// # Errors
+    /// If `event_loop` is not the one this server was started on, or another loop of the process
+    /// handles these signals.
+    pub fn stop_on_signals(&self, event_loop: &EventLoop, deadline: Duration) -> io::Result<()> {
+        signals::stop_on_signals(event_loop, Rc::new(self.clone()), deadline)
+    }
+}
+
+impl Stops for ServerHandle {
+    fn base(&self) -> &LoopHandle {
+        &self.shared.base
+    }
+
+    fn begin_stop(&self, deadline: Duration) {
+        self.stop(deadline);
+    }
+
+    fn when_done(&self, event_loop: &EventLoop, f: Box<dyn FnOnce(&EventLoop)>) {
+        serving::when_done(event_loop, self.shared.id, f);
     }
 }
 

@@ -9,7 +9,6 @@ mod hand_over;
 mod handle;
 mod listening;
 mod serving;
-mod signals;
 
 use std::fmt;
 use std::io;
@@ -23,6 +22,7 @@ pub use self::listening::{TcpListenerBuilder, TcpServer, UnixListenerBuilder, Un
 use crate::callbacks::{CanStart, Unset, on_methods};
 use crate::limits::{Limits, connection_settings};
 use crate::listener::Listener;
+use crate::loops::Loops;
 use crate::{Connection, Handler};
 
 /// A server, as it is being described.
@@ -81,11 +81,7 @@ pub struct Server<'l, C = Unset> {
 /// All but the behaviour.
 #[derive(Clone, Default)]
 struct Settings {
-    /// Instead of threads of its own, which the next three are about.
-    pool: Option<LoopPool>,
-    threads: usize,
-    name: Option<String>,
-    placement: Option<Placement>,
+    loops: Loops,
     bounds: Bounds,
     limits: Limits,
 }
@@ -93,36 +89,9 @@ struct Settings {
 impl Settings {
     /// Refuses those that contradict each other.
     fn check(&self) -> io::Result<()> {
-        let own = self.threads > 0 || self.name.is_some() || self.placement.is_some();
-        if own && self.pool.is_some() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "threads, name and placement are those of threads of its own, but it was given a \
-                 pool",
-            ));
-        }
+        self.loops.check()?;
         self.limits.check()?;
         self.bounds.check()
-    }
-
-    /// How many loops serve.
-    fn loop_count(&self) -> usize {
-        self.pool.as_ref().map_or(self.threads.max(1), |pool| pool.loops().len())
-    }
-
-    /// Threads of its own, each of which calls `on_start` before it runs; without any, this loop
-    /// does. What goes wrong there is an error here.
-    fn start_threads(
-        &self,
-        event_loop: &EventLoop,
-        on_start: impl Fn(&EventLoop) -> io::Result<()> + Send + Sync + 'static,
-    ) -> io::Result<LoopPool> {
-        LoopPool::builder(event_loop)
-            .threads(self.threads)
-            .name(self.name.as_deref().unwrap_or("ruduo"))
-            .placement(self.placement.unwrap_or_default())
-            .on_start(on_start)
-            .start()
     }
 }
 
@@ -140,26 +109,26 @@ impl<C> Server<'_, C> {
     /// the server was bound on does everything; otherwise it only accepts. The threads end with
     /// the server.
     pub fn threads(mut self, threads: usize) -> Self {
-        self.settings.threads = threads;
+        self.settings.loops.threads = threads;
         self
     }
 
     /// Serves the connections on a pool that others may use too. Threads of its own, their name and
     /// placement cannot be had as well.
     pub fn pool(mut self, pool: &LoopPool) -> Self {
-        self.settings.pool = Some(pool.clone());
+        self.settings.loops.pool = Some(pool.clone());
         self
     }
 
     /// What own threads are called: this and a number; "ruduo" by default.
     pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.settings.name = Some(name.into());
+        self.settings.loops.name = Some(name.into());
         self
     }
 
     /// How connections are placed on own threads; round robin by default.
     pub fn placement(mut self, placement: Placement) -> Self {
-        self.settings.placement = Some(placement);
+        self.settings.loops.placement = Some(placement);
         self
     }
 

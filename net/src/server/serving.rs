@@ -33,6 +33,7 @@ use crate::connection::endpoint::Endpoint;
 use crate::context::Context;
 use crate::limits::Limits;
 use crate::listener::Listener;
+use crate::loops::install_on;
 use crate::metrics::Counters;
 use crate::transport::Plain;
 use crate::{Address, Connection, Handler};
@@ -79,12 +80,13 @@ where
     let context = |e: io::Error| io::Error::new(e.kind(), format!("starting a server: {e}"));
     settings.check().map_err(context)?;
     let per_loop_acceptors = listener.is_one_of_several();
-    let listeners = listener.with_siblings(settings.loop_count())?;
+    let listeners = listener.with_siblings(settings.loops.count())?;
     for listener in &listeners {
         limits.tcp.set_on(listener.as_fd(), listener.address()).map_err(context)?;
     }
     settings.bounds.compare_with_system();
-    let counters: Vec<Arc<Counters>> = (0..settings.loop_count()).map(|_| Arc::default()).collect();
+    let counters: Vec<Arc<Counters>> =
+        (0..settings.loops.count()).map(|_| Arc::default()).collect();
     let bounds = settings.bounds.clone();
     let shared = Arc::new(Shared::new(&listeners, event_loop.handle(), counters, bounds));
 
@@ -94,7 +96,7 @@ where
     let parts = Mutex::new(parts.collect::<Vec<_>>());
     let install = {
         let shared = shared.clone();
-        Arc::new(move |event_loop: &EventLoop| {
+        Arc::new(move |event_loop: &EventLoop, _| {
             // Of a loop that does not come, nobody misses the part.
             let part = parts.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let Some(part) = part else { return Ok(()) };
@@ -102,13 +104,7 @@ where
             LoopServer::install(event_loop, &shared, limits, part, factory)
         })
     };
-    let pool = match settings.pool.clone() {
-        Some(pool) => pool,
-        None => {
-            let install = install.clone();
-            settings.start_threads(event_loop, move |event_loop| install(event_loop))?
-        }
-    };
+    let pool = settings.loops.start(event_loop, &install)?;
     // From here on its drop ends what the loops have begun.
     let base = Rc::new(Base {
         shared: shared.clone(),
@@ -119,8 +115,8 @@ where
         reports_due: Cell::new(0),
         when_done: RefCell::default(),
     });
-    if settings.pool.is_some() {
-        install_on(event_loop, pool.loops(), install).map_err(context)?;
+    if settings.loops.pool.is_some() {
+        install_on(event_loop, pool.loops(), &install).map_err(context)?;
     }
     if !per_loop_acceptors && let Some(listener) = listeners.first() {
         let entrance = Entrance::new(event_loop, &shared, Some(pool));
@@ -137,32 +133,6 @@ where
         shared.admission.bounds
     );
     Ok(ServerHandle { shared })
-}
-
-/// Installs a server on the loops of a pool that is shared. They may be busy, even waiting for this
-/// loop, so they are not waited for: one on which it goes wrong logs the error, and closes the
-/// connections that are placed on it.
-fn install_on(
-    event_loop: &EventLoop,
-    loops: &[LoopHandle],
-    install: Arc<impl Fn(&EventLoop) -> io::Result<()> + Send + Sync + 'static>,
-) -> io::Result<()> {
-    for handle in loops {
-        if *handle == event_loop.handle() {
-            install(event_loop)?;
-            continue;
-        }
-        let install = install.clone();
-        // Connections are posted later, so they find the server installed.
-        handle
-            .post(move |event_loop| {
-                if let Err(e) = install(event_loop) {
-                    log::error!("a loop of a pool does not serve: {e}");
-                }
-            })
-            .map_err(|e| io::Error::other(format!("on a loop of its pool: {e}")))?;
-    }
-    Ok(())
 }
 
 /// On the base loop: stops the server `id`, if it still runs.

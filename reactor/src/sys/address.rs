@@ -206,6 +206,26 @@ impl RawAddress {
         self.len
     }
 
+    /// As many bytes of it as its length says.
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        let len = (self.len as usize).min(mem::size_of::<libc::sockaddr_storage>());
+        // SAFETY: so many bytes of the storage are initialised: it was all zero once, and borrowed
+        // with `self`.
+        unsafe { std::slice::from_raw_parts((&raw const self.storage).cast(), len) }
+    }
+
+    /// The reverse. Bytes beyond those that any address has are left out.
+    pub(super) fn from_bytes(bytes: &[u8]) -> RawAddress {
+        let mut raw = RawAddress::empty();
+        let len = bytes.len().min(mem::size_of::<libc::sockaddr_storage>());
+        let to = (&raw mut raw.storage).cast();
+        // SAFETY: the storage has room for so many bytes, any of which are valid in it, and is not
+        // part of what they are copied from.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, len) };
+        raw.len = len as libc::socklen_t;
+        raw
+    }
+
     /// What calls that return an address are given: where to write, and how much.
     pub(super) fn as_mut_ptrs(&mut self) -> (*mut libc::sockaddr, *mut libc::socklen_t) {
         ((&raw mut self.storage).cast(), &raw mut self.len)

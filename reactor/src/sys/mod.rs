@@ -7,6 +7,7 @@
 
 pub mod address;
 pub(crate) mod current;
+pub mod datagram;
 #[cfg(target_os = "linux")]
 pub(crate) mod epoll;
 pub(crate) mod fork;
@@ -14,6 +15,7 @@ pub mod inherit;
 #[cfg(kqueue)]
 pub(crate) mod kqueue;
 pub(crate) mod memory;
+pub mod multicast;
 pub(crate) mod poll;
 pub(crate) mod signal;
 pub mod socket;

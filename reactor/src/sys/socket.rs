@@ -8,6 +8,8 @@ use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use nix::sys::socket::SockType;
+
 use super::address::{Address, RawAddress};
 use super::{check, check_len};
 
@@ -37,7 +39,19 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Address)> {
 /// # Errors
 /// Those of socket(2).
 pub fn stream(address: &Address) -> io::Result<OwnedFd> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    open(address, SockType::Stream)
+}
+
+/// A new datagram socket for `address`, the same otherwise.
+///
+/// # Errors
+/// Those of socket(2).
+pub fn datagram(address: &Address) -> io::Result<OwnedFd> {
+    open(address, SockType::Datagram)
+}
+
+fn open(address: &Address, kind: SockType) -> io::Result<OwnedFd> {
+    use nix::sys::socket::{AddressFamily, SockFlag, socket};
 
     let family = match address {
         Address::Ip(SocketAddr::V4(_)) => AddressFamily::Inet,
@@ -45,7 +59,7 @@ pub fn stream(address: &Address) -> io::Result<OwnedFd> {
         Address::Unix(_) => AddressFamily::Unix,
     };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    Ok(socket(family, SockType::Stream, flags, None)?)
+    Ok(socket(family, kind, flags, None)?)
 }
 
 /// Gives a socket its own address.

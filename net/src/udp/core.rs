@@ -1,0 +1,305 @@
+//! The part of a datagram socket that does not depend on its handler: what callbacks and handles
+//! reach.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ruduo_reactor::sys::datagram::{Inbound, Name, Outbound};
+use ruduo_reactor::{EventLoop, Interest, TimerId, Token};
+
+use super::datagram::{DatagramError, Operation};
+use super::handle::Posted;
+use super::metrics::Counters;
+use super::options::{Bound, mapped};
+use super::queue::{Queue, Store};
+use super::serving::Presence;
+use super::{Settings, UdpSocket};
+use crate::Address;
+use crate::metrics;
+
+pub(super) struct Core {
+    pub(super) id: u64,
+    pub(super) bound: Bound,
+    pub(super) settings: Settings,
+    pub(super) queue: RefCell<Queue>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) posted: Arc<Posted>,
+    pub(super) lendings: Rc<Lendings>,
+    pub(super) token: Cell<Token>,
+    /// What the poller was last told.
+    pub(super) interest: Cell<Interest>,
+    pub(super) stage: Cell<Stage>,
+    /// Inside our own event, after whose callbacks what they have sent leaves.
+    pub(super) in_event: Cell<bool>,
+    /// The loop has been asked to look at us at the end of the turn.
+    scheduled: Cell<bool>,
+    /// Why receiving pauses.
+    pub(super) full: Cell<bool>,
+    pub(super) resting: Cell<bool>,
+    /// What sending waits for.
+    pub(super) waits_for: Cell<WaitsFor>,
+    /// Something has had to wait since the program was last told that all has left.
+    pub(super) has_waited: Cell<bool>,
+    /// The timer behind `resting` and [`WaitsFor::Timer`].
+    pub(super) timer: Cell<Option<TimerId>>,
+    /// How much may come at once; see [`Endpoint::receive`](super::endpoint::Endpoint).
+    pub(super) burst: Cell<usize>,
+    /// Times in a row that receiving failed.
+    pub(super) failures: Cell<u32>,
+    /// Segments of so many bytes are joined for the kernel to cut.
+    pub(super) max_segment: Cell<usize>,
+    /// The first in the queue has been tried, and met an error that may have been another's.
+    pub(super) retrying: Cell<Option<i32>>,
+    /// Errors that were found when no callback could be called.
+    pub(super) errors: RefCell<Vec<DatagramError>>,
+    /// Last, so that all else is gone when the server hears that the socket has ended.
+    #[expect(dead_code, reason = "held for its Drop")]
+    pub(super) presence: Presence,
+}
+
+/// Where in its life a socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Made; its handler has not been called yet.
+    New,
+    Open,
+    /// It receives no more, and ends when its queue is empty.
+    Stopping,
+    /// It ends as soon as no callback runs.
+    Closing,
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WaitsFor {
+    Nothing,
+    /// The kernel says when there is room.
+    Room,
+    /// Nobody says when.
+    Timer,
+}
+
+impl Core {
+    pub(super) fn new(
+        event_loop: &EventLoop,
+        id: u64,
+        bound: Bound,
+        settings: Settings,
+        shared: (Arc<Counters>, Arc<Posted>),
+        presence: Presence,
+    ) -> Core {
+        let (counters, posted) = shared;
+        let max_segment = if bound.gso { usize::from(u16::MAX) } else { 0 };
+        Core {
+            id,
+            queue: RefCell::new(Queue::new(settings.queue_limit, settings.when_full)),
+            bound,
+            settings,
+            counters,
+            posted,
+            lendings: event_loop.local(),
+            token: Cell::new(Token(u64::MAX)),
+            interest: Cell::new(Interest::NONE),
+            stage: Cell::new(Stage::New),
+            in_event: Cell::new(false),
+            scheduled: Cell::new(false),
+            full: Cell::new(false),
+            resting: Cell::new(false),
+            waits_for: Cell::new(WaitsFor::Nothing),
+            has_waited: Cell::new(false),
+            timer: Cell::new(None),
+            burst: Cell::new(1),
+            failures: Cell::new(0),
+            max_segment: Cell::new(max_segment),
+            retrying: Cell::new(None),
+            errors: RefCell::default(),
+            presence,
+        }
+    }
+
+    /// Whether it will never send again.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.stage.get(), Stage::Closing | Stage::Ended)
+    }
+
+    /// Asks the loop to look at us soon: now, if it is inside our event anyway, otherwise at the end
+    /// of the turn.
+    #[inline]
+    pub(super) fn touch(&self, event_loop: &EventLoop) {
+        if !self.in_event.get() && !self.scheduled.replace(true) {
+            event_loop.at_turn_end(self.token.get());
+        }
+    }
+
+    pub(super) fn unschedule(&self) {
+        self.scheduled.set(false);
+    }
+
+    /// Queues a datagram for an address.
+    pub(super) fn send_to(&self, event_loop: &EventLoop, bytes: &[u8], peer: &Address) {
+        if self.bound.peer.is_some() {
+            // Systems disagree about what naming a peer means then.
+            let why = "the socket is connected, and sends to its peer only";
+            let error = io::Error::new(io::ErrorKind::InvalidInput, why);
+            return self.failed(event_loop, Some(peer.clone()), error);
+        }
+        let mapped = mapped(self.bound.family(), peer);
+        match Name::new(mapped.as_ref().unwrap_or(peer)) {
+            Ok(name) => self.send(event_loop, bytes, name.as_bytes()),
+            Err(error) => self.failed(event_loop, Some(peer.clone()), error),
+        }
+    }
+
+    /// Queues a datagram for who sent one.
+    #[inline]
+    pub(super) fn answer(&self, event_loop: &EventLoop, bytes: &[u8], name: &[u8]) {
+        if self.bound.peer.is_some() {
+            return self.send(event_loop, bytes, &[]);
+        }
+        if self.bound.family().is_none() && has_no_name(name) {
+            let why = "it came from a Unix socket without a name, which cannot be answered";
+            let error = io::Error::new(io::ErrorKind::AddrNotAvailable, why);
+            return self.failed(event_loop, None, error);
+        }
+        self.send(event_loop, bytes, name);
+    }
+
+    /// Queues a datagram for a name, or for the peer if that is empty.
+    pub(super) fn send(&self, event_loop: &EventLoop, bytes: &[u8], name: &[u8]) {
+        if self.is_over() {
+            metrics::add(&self.counters.discarded, 1);
+            return;
+        }
+        let mut queue = self.queue.borrow_mut();
+        if !queue.has_store() {
+            queue.set_store(self.lendings.lend_store());
+        }
+        let dropped = queue.offer(name, bytes);
+        drop(queue);
+        if dropped.newest > 0 {
+            metrics::add(&self.counters.dropped_newest, dropped.newest);
+        }
+        if dropped.oldest > 0 {
+            // Whatever was tried was not this one.
+            self.retrying.set(None);
+            metrics::add(&self.counters.dropped_oldest, dropped.oldest);
+        }
+        self.touch(event_loop);
+    }
+
+    /// A datagram that never got into the queue.
+    fn failed(&self, event_loop: &EventLoop, peer: Option<Address>, error: io::Error) {
+        metrics::add(&self.counters.send_errors, 1);
+        self.errors.borrow_mut().push(DatagramError { operation: Operation::Send, peer, error });
+        self.touch(event_loop);
+    }
+
+    /// Receives no more, sends what is queued, and ends.
+    pub(super) fn stop(&self, event_loop: &EventLoop) {
+        if matches!(self.stage.get(), Stage::New | Stage::Open) {
+            self.stage.set(Stage::Stopping);
+        }
+        self.touch(event_loop);
+    }
+
+    /// Ends after the current callback.
+    pub(super) fn close(&self, event_loop: &EventLoop) {
+        if self.stage.get() != Stage::Ended {
+            self.stage.set(Stage::Closing);
+            self.touch(event_loop);
+        }
+    }
+}
+
+/// An unnamed socket's name is its family, or nothing.
+fn has_no_name(name: &[u8]) -> bool {
+    Name::decode(name) == Address::Unix(crate::UnixAddress::Unnamed)
+}
+
+/// As log lines name it.
+impl fmt::Display for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the datagram socket on {}", self.bound.local)
+    }
+}
+
+/// What all datagram sockets of a loop use in turn; a `local` value of it. So however many are idle,
+/// no memory for datagrams is theirs.
+#[derive(Default)]
+pub(super) struct Lendings {
+    inbound: RefCell<Vec<Inbound>>,
+    pub(super) outbound: RefCell<Outbound>,
+    stores: RefCell<Vec<Store>>,
+}
+
+/// Sockets that want other sizes than the rest bring their own; so many sizes are kept.
+const MAX_SIZES: usize = 4;
+
+/// Memory for queues that is kept, and how much each.
+const MAX_STORES: usize = 4;
+const MAX_STORE: usize = 4 * 1024 * 1024;
+
+impl Lendings {
+    /// Room for `count` datagrams of `room` bytes.
+    pub(super) fn lend_inbound(&self, count: usize, room: usize) -> Inbound {
+        let mut all = self.inbound.borrow_mut();
+        let fits = |inbound: &Inbound| inbound.count() == count && inbound.room() == room;
+        match all.iter().rposition(fits) {
+            Some(index) => all.swap_remove(index),
+            None => Inbound::new(count, room),
+        }
+    }
+
+    pub(super) fn give_back_inbound(&self, inbound: Inbound) {
+        let mut all = self.inbound.borrow_mut();
+        if all.len() == MAX_SIZES {
+            all.remove(0);
+        }
+        all.push(inbound);
+    }
+
+    fn lend_store(&self) -> Store {
+        self.stores.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub(super) fn give_back_store(&self, store: Store) {
+        let mut all = self.stores.borrow_mut();
+        if all.len() < MAX_STORES && store.capacity() <= MAX_STORE {
+            all.push(store);
+        }
+    }
+}
+
+/// The datagram sockets of a loop, found by what is not their own event; a `local` value of it.
+#[derive(Default)]
+pub(super) struct Sockets {
+    sockets: RefCell<HashMap<u64, Rc<dyn Resident>>>,
+}
+
+/// A socket, whatever its handler.
+pub(super) trait Resident {
+    fn core(&self) -> &Core;
+    /// Calls `f` as one of its callbacks.
+    fn call(&self, event_loop: &EventLoop, f: Box<dyn FnOnce(&UdpSocket<'_>) + Send>);
+    /// A timer says that it is time to go on.
+    fn wake(&self, event_loop: &EventLoop);
+}
+
+impl Sockets {
+    pub(super) fn insert(&self, resident: Rc<dyn Resident>) {
+        self.sockets.borrow_mut().insert(resident.core().id, resident);
+    }
+
+    /// The caller drops what it gets when nothing is borrowed.
+    pub(super) fn remove(&self, id: u64) -> Option<Rc<dyn Resident>> {
+        self.sockets.borrow_mut().remove(&id)
+    }
+
+    pub(super) fn get(&self, id: u64) -> Option<Rc<dyn Resident>> {
+        self.sockets.borrow().get(&id).cloned()
+    }
+}

@@ -1,0 +1,291 @@
+//! What waits to be sent: datagrams one behind the other, within a limit.
+//!
+//! ```text
+//!   store.bytes    ... gone ... │ name │ bytes │ name │ bytes │ name │ bytes │
+//!                               ▲ head          entries say how long each is
+//! ```
+//!
+//! No datagram has an allocation of its own. The store is lent by the loop while something waits,
+//! so a socket with nothing to send has none. Plain data: no system calls, no callbacks.
+
+use std::collections::VecDeque;
+use std::mem;
+
+use ruduo_reactor::sys::datagram::{MAX_SEGMENTS, Piece};
+
+/// What a socket does with a datagram for which its queue has no room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WhenFull {
+    /// Drops it, and counts that.
+    #[default]
+    DropNewest,
+    /// Drops those that have waited longest until there is room, and counts them: for values of
+    /// which the latest counts.
+    DropOldest,
+    /// Receives nothing more until half of the queue has left, so that what is not received waits
+    /// in the kernel, and is lost there. What callbacks and handles send meanwhile is taken up to
+    /// twice the limit; beyond that it is dropped as the newest.
+    PauseReading,
+}
+
+/// Memory of a queue.
+#[derive(Default)]
+pub(super) struct Store {
+    bytes: Vec<u8>,
+    entries: VecDeque<Entry>,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    name: usize,
+    bytes: usize,
+}
+
+/// One that many have in common, and are not to be counted for.
+const ENTRY: usize = mem::size_of::<Entry>();
+
+/// The most that the kernel joins into one message, with room for headers.
+const MAX_JOINED: usize = 65_000;
+
+pub(super) struct Queue {
+    store: Store,
+    head: usize,
+    limit: usize,
+    when_full: WhenFull,
+}
+
+/// What had to go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Dropped {
+    pub(super) newest: usize,
+    pub(super) oldest: usize,
+}
+
+impl Queue {
+    pub(super) fn new(limit: usize, when_full: WhenFull) -> Queue {
+        Queue { store: Store::default(), head: 0, limit, when_full }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.store.entries.is_empty()
+    }
+
+    /// How many datagrams wait.
+    pub(super) fn len(&self) -> usize {
+        self.store.entries.len()
+    }
+
+    /// How much memory they take: bytes, names, and what tells them apart.
+    pub(super) fn weight(&self) -> usize {
+        self.store.bytes.len() - self.head + self.store.entries.len() * ENTRY
+    }
+
+    pub(super) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Takes a datagram in, or does what is to be done without room.
+    pub(super) fn offer(&mut self, name: &[u8], bytes: &[u8]) -> Dropped {
+        let mut dropped = Dropped::default();
+        let need = name.len() + bytes.len() + ENTRY;
+        let limit = match self.when_full {
+            WhenFull::PauseReading => self.limit.saturating_mul(2),
+            _ => self.limit,
+        };
+        if self.when_full == WhenFull::DropOldest && need <= limit {
+            while self.weight() + need > limit {
+                self.pop(1);
+                dropped.oldest += 1;
+            }
+        }
+        if self.weight().saturating_add(need) > limit {
+            dropped.newest += 1;
+        } else {
+            self.push(name, bytes);
+        }
+        dropped
+    }
+
+    fn push(&mut self, name: &[u8], bytes: &[u8]) {
+        let all = &mut self.store.bytes;
+        // What is gone makes room if it is as much as what is left: moving that is paid for.
+        let full = all.capacity() - all.len() < name.len() + bytes.len();
+        if full && self.head > 0 && self.head >= all.len() - self.head {
+            all.drain(..self.head);
+            self.head = 0;
+        }
+        all.extend_from_slice(name);
+        all.extend_from_slice(bytes);
+        self.store.entries.push_back(Entry { name: name.len(), bytes: bytes.len() });
+    }
+
+    /// The one that leaves next: its peer's name and its bytes.
+    pub(super) fn front(&self) -> Option<(&[u8], &[u8])> {
+        self.iter().next()
+    }
+
+    /// The first so many have left. Returns how many bytes they had.
+    pub(super) fn pop(&mut self, count: usize) -> usize {
+        let mut sum = 0;
+        for entry in self.store.entries.drain(..count.min(self.store.entries.len())) {
+            self.head += entry.name + entry.bytes;
+            sum += entry.bytes;
+        }
+        if self.store.entries.is_empty() {
+            self.store.bytes.clear();
+            self.head = 0;
+        }
+        sum
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let mut rest = &self.store.bytes[self.head..];
+        self.store.entries.iter().map(move |entry| {
+            let (name, behind) = rest.split_at(entry.name);
+            let (bytes, behind) = behind.split_at(entry.bytes);
+            rest = behind;
+            (name, bytes)
+        })
+    }
+
+    /// In order, those to one peer joined if they have one size, of at most `max_segment` bytes; the
+    /// last of them may be smaller.
+    pub(super) fn pieces(&self, max_segment: usize) -> impl Iterator<Item = Piece<'_>> {
+        let mut run = Run::default();
+        self.iter().map(move |(name, bytes)| {
+            let joins = run.takes(name, bytes, max_segment);
+            Piece { name, bytes, joins }
+        })
+    }
+
+    /// Whether there is memory to queue in.
+    pub(super) fn has_store(&self) -> bool {
+        self.store.entries.capacity() > 0
+    }
+
+    pub(super) fn set_store(&mut self, store: Store) {
+        self.store = store;
+    }
+
+    /// Of an empty one.
+    pub(super) fn take_store(&mut self) -> Store {
+        mem::take(&mut self.store)
+    }
+}
+
+impl Store {
+    /// What it allocates.
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.capacity() + self.entries.capacity() * ENTRY
+    }
+}
+
+/// Datagrams of one size to one peer.
+#[derive(Default)]
+struct Run<'a> {
+    name: &'a [u8],
+    segment: usize,
+    segments: usize,
+    bytes: usize,
+    /// The last one was smaller.
+    is_over: bool,
+}
+
+impl<'a> Run<'a> {
+    fn takes(&mut self, name: &'a [u8], bytes: &[u8], max_segment: usize) -> bool {
+        let joins = self.segments > 0
+            && self.segments < MAX_SEGMENTS
+            && !self.is_over
+            && self.segment <= max_segment
+            && !bytes.is_empty()
+            && bytes.len() <= self.segment
+            && self.bytes + bytes.len() <= MAX_JOINED
+            && name == self.name;
+        if joins {
+            self.segments += 1;
+            self.bytes += bytes.len();
+            self.is_over = bytes.len() < self.segment;
+        } else {
+            let segment = bytes.len();
+            *self = Run { name, segment, segments: 1, bytes: segment, is_over: false };
+        }
+        joins
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn contents(queue: &Queue) -> Vec<(Vec<u8>, Vec<u8>)> {
+        queue.iter().map(|(name, bytes)| (name.to_vec(), bytes.to_vec())).collect()
+    }
+
+    #[test]
+    fn those_of_one_size_to_one_peer_go_together() {
+        let mut queue = Queue::new(1 << 20, WhenFull::DropNewest);
+        let all: [(&str, usize); 8] =
+            [("a", 5), ("a", 5), ("a", 3), ("a", 3), ("b", 3), ("b", 4), ("b", 0), ("b", 0)];
+        for (name, len) in all {
+            queue.offer(name.as_bytes(), &vec![0; len]);
+        }
+        let joins = |max| queue.pieces(max).map(|piece| piece.joins).collect::<Vec<_>>();
+        assert_eq!(joins(1400), [false, true, true, false, false, false, false, false]);
+        assert_eq!(joins(4), [false; 8]);
+        assert_eq!(joins(0), [false; 8]);
+
+        let mut queue = Queue::new(1 << 20, WhenFull::DropNewest);
+        for _ in 0..2 * MAX_SEGMENTS {
+            queue.offer(b"a", &[0; 1200]);
+        }
+        // 54 of them are 64,800 bytes.
+        let begins: Vec<_> =
+            queue.pieces(1400).enumerate().filter(|(_, p)| !p.joins).map(|(i, _)| i).collect();
+        assert_eq!(begins, [0, 54, 108]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// A list of datagrams does the same, with more memory.
+        #[test]
+        fn it_is_a_list_of_datagrams_within_a_limit(
+            when_full in prop::sample::select(vec![
+                WhenFull::DropNewest, WhenFull::DropOldest, WhenFull::PauseReading,
+            ]),
+            limit in 0_usize..300,
+            steps in prop::collection::vec((0_usize..8, 0_usize..90, 0_usize..4), 1..60),
+        ) {
+            let mut queue = Queue::new(limit, when_full);
+            let mut model: VecDeque<(Vec<u8>, Vec<u8>)> = VecDeque::new();
+            let weight = |model: &VecDeque<(Vec<u8>, Vec<u8>)>| {
+                model.iter().map(|(name, bytes)| name.len() + bytes.len() + ENTRY).sum::<usize>()
+            };
+            let max = if when_full == WhenFull::PauseReading { 2 * limit } else { limit };
+            for (i, (name, len, pops)) in steps.into_iter().enumerate() {
+                let (name, bytes) = (vec![i as u8; name], vec![i as u8; len]);
+                let need = name.len() + bytes.len() + ENTRY;
+                let mut expected = Dropped::default();
+                if when_full == WhenFull::DropOldest && need <= max {
+                    while weight(&model) + need > max {
+                        model.pop_front();
+                        expected.oldest += 1;
+                    }
+                }
+                let fits = weight(&model) + need <= max;
+                expected.newest = usize::from(!fits);
+                prop_assert_eq!(queue.offer(&name, &bytes), expected);
+                if fits {
+                    model.push_back((name, bytes));
+                }
+                let gone = model.drain(..pops.min(model.len())).map(|(_, b)| b.len()).sum::<usize>();
+                prop_assert_eq!(queue.pop(pops), gone);
+                prop_assert_eq!(contents(&queue), Vec::from(model.clone()));
+                prop_assert_eq!(queue.weight(), weight(&model));
+                prop_assert!(queue.weight() <= max);
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Sockets on their loops, and how they end.
+//!
+//! ```text
+//!   base loop                          each loop (or the base loop itself)
+//!   opens all sockets   ──────────▶    Endpoint: socket, handler
+//!   Base: how many are open  ◀───────  Presence, dropped with the socket
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use ruduo_reactor::{EventLoop, LoopPool};
+
+use super::callbacks::UdpHandler;
+use super::core::{Core, Sockets};
+use super::endpoint::Endpoint;
+use super::handle::{Posted, Shared, UdpHandle, UdpSocketHandle};
+use super::metrics::Counters;
+use super::options::{Bound, Options};
+use super::{Settings, UdpSocket};
+use crate::loops::{Loops, install_on};
+
+/// Those that were started on one loop; its `local` value.
+#[derive(Default)]
+struct Bases {
+    bases: RefCell<HashMap<u64, Rc<Base>>>,
+}
+
+impl Bases {
+    fn get(&self, id: u64) -> Option<Rc<Base>> {
+        self.bases.borrow().get(&id).cloned()
+    }
+}
+
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// What a loop gets.
+struct Part {
+    bound: Bound,
+    counters: Arc<Counters>,
+    posted: Arc<Posted>,
+    id: u64,
+    presence: Presence,
+}
+
+/// Opens the sockets and gives them to their loops.
+pub(super) fn start<P, H>(
+    event_loop: &EventLoop,
+    options: &Options,
+    settings: &Settings,
+    loops: &Loops,
+    make_handler: P,
+) -> io::Result<UdpHandle>
+where
+    P: Fn(&EventLoop) -> H + Send + Sync + 'static,
+    H: UdpHandler,
+{
+    let context = |e: io::Error| io::Error::new(e.kind(), format!("starting a server: {e}"));
+    loops.check().map_err(context)?;
+    let bounds = options.open(loops.count())?;
+    let id = next_id();
+    let counters: Vec<Arc<Counters>> = bounds.iter().map(|_| Arc::default()).collect();
+    let local = bounds[0].local.clone();
+    let shared = Arc::new(Shared::new(id, local, event_loop.handle(), counters.clone()));
+    let posted: Vec<_> =
+        bounds.iter().map(|_| Arc::new(Posted::new(next_id(), settings.queue_limit))).collect();
+    let parts =
+        bounds.into_iter().zip(&counters).zip(&posted).map(|((bound, counters), posted)| {
+            let (counters, posted) = (counters.clone(), posted.clone());
+            let presence = Presence(shared.clone());
+            Some(Part { bound, counters, id: posted.id(), posted, presence })
+        });
+    let parts = Mutex::new(parts.collect::<Vec<_>>());
+    let settings = settings.clone();
+    let install = Arc::new(move |event_loop: &EventLoop, place: usize| {
+        let part = parts.lock().unwrap_or_else(PoisonError::into_inner)[place].take();
+        let Some(Part { bound, counters, posted, id, presence }) = part else { return Ok(()) };
+        let handler = make_handler(event_loop);
+        let shared = (counters, posted);
+        let core = Core::new(event_loop, id, bound, settings.clone(), shared, presence);
+        Endpoint::start(event_loop, core, handler)
+    });
+    let pool = loops.start(event_loop, &install)?;
+
+    let with_loops = pool.loops().iter().zip(&posted);
+    let sockets: Vec<_> = with_loops
+        .map(|(handle, posted)| UdpSocketHandle::new(handle.clone(), posted.clone()))
+        .collect();
+    // From here on its drop ends what the loops have begun.
+    let base = Rc::new(Base {
+        shared: shared.clone(),
+        sockets: sockets.clone(),
+        pool: RefCell::new(Some(pool.clone())),
+        open: Cell::new(sockets.len()),
+        when_done: RefCell::default(),
+    });
+    if loops.pool.is_some() {
+        install_on(event_loop, pool.loops(), &install).map_err(context)?;
+    }
+    event_loop.local::<Bases>().bases.borrow_mut().insert(id, base);
+    log::debug!("datagrams on {} on {} loops", shared.local_addr(), sockets.len());
+    Ok(UdpHandle::new(shared, sockets))
+}
+
+/// On a socket's loop: lets what is queued leave, until the deadline.
+pub(super) fn stop(event_loop: &EventLoop, id: u64, deadline: Instant) {
+    let Some(resident) = event_loop.local::<Sockets>().get(id) else { return };
+    resident.core().stop(event_loop);
+    event_loop.run_at(deadline, move |event_loop| close(event_loop, id));
+}
+
+fn close(event_loop: &EventLoop, id: u64) {
+    if let Some(resident) = event_loop.local::<Sockets>().get(id) {
+        resident.core().close(event_loop);
+    }
+}
+
+/// On the base loop: calls `f` when all have ended; at once if they have already.
+pub(super) fn when_done(event_loop: &EventLoop, id: u64, f: Continuation) {
+    match event_loop.local::<Bases>().get(id) {
+        Some(base) => base.when_done.borrow_mut().push(f),
+        None => f(event_loop),
+    }
+}
+
+/// A socket is there, or on its way to its loop. Goes with it, however it ends.
+pub(super) struct Presence(Arc<Shared>);
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        let id = self.0.id;
+        // If the base loop has ended, so has all that began there.
+        let _ = self.0.base.post(move |event_loop| {
+            if let Some(base) = event_loop.local::<Bases>().get(id) {
+                base.one_has_ended(event_loop);
+            }
+        });
+    }
+}
+
+/// What remains on the loop they were started on.
+struct Base {
+    shared: Arc<Shared>,
+    sockets: Vec<UdpSocketHandle>,
+    /// Given up when all have ended; with it, threads of their own.
+    pool: RefCell<Option<LoopPool>>,
+    open: Cell<usize>,
+    when_done: RefCell<Vec<Continuation>>,
+}
+
+type Continuation = Box<dyn FnOnce(&EventLoop)>;
+
+/// However they end, also with the loop: nobody waits for it for ever.
+impl Drop for Base {
+    fn drop(&mut self) {
+        drop(self.pool.take());
+        // A shared pool lives on, but its base does not, so they end.
+        for socket in &self.sockets {
+            let _ = socket.post(|socket: &UdpSocket<'_>| socket.close());
+        }
+        self.shared.set_ended();
+    }
+}
+
+impl Base {
+    fn one_has_ended(&self, event_loop: &EventLoop) {
+        self.open.set(self.open.get() - 1);
+        if self.open.get() > 0 {
+            return;
+        }
+        // Own threads have nothing left to do, so waiting for them is short.
+        drop(self.pool.take());
+        event_loop.local::<Bases>().bases.borrow_mut().remove(&self.shared.id);
+        if self.shared.set_ended() {
+            log::info!(
+                "datagrams on {} have ended: {}",
+                self.shared.local_addr(),
+                self.shared.metrics()
+            );
+        }
+        for f in self.when_done.take() {
+            event_loop.defer(f);
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What the tests of datagrams share: sockets of ruduo on a thread, and peers with deadlines.
+
+#![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use ruduo::{EventLoop, LoopHandle, LoopThread, UdpHandle, UdpMetrics, UdpServer};
+
+use crate::common::{DEADLINE, within};
+
+/// Sockets on a loop of their own thread. Dropping it quits the loop and waits for the thread.
+pub struct Running {
+    pub udp: UdpHandle,
+    pub thread: LoopThread,
+}
+
+impl Running {
+    pub fn addr(&self) -> SocketAddr {
+        self.udp.local_addr().as_ip().unwrap()
+    }
+
+    pub fn event_loop(&self) -> &LoopHandle {
+        self.thread.handle()
+    }
+
+    pub fn metrics(&self) -> UdpMetrics {
+        self.udp.metrics()
+    }
+
+    /// A peer that is connected to it.
+    pub fn peer(&self) -> UdpSocket {
+        let peer = peer(if self.addr().is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" });
+        peer.connect(self.addr()).unwrap();
+        peer
+    }
+
+    pub fn assert_echoes(&self) {
+        assert_echoes(&self.peer());
+    }
+
+    pub fn stop(&self) {
+        self.udp.stop(DEADLINE);
+        self.udp.wait().unwrap();
+    }
+}
+
+/// Starts what `setup` describes.
+pub fn start(setup: impl FnOnce(&EventLoop) -> io::Result<UdpHandle> + Send + 'static) -> Running {
+    let (send, receive) = channel();
+    let init = move |event_loop: &EventLoop| {
+        send.send(setup(event_loop)?).unwrap();
+        Ok(())
+    };
+    let thread = LoopThread::spawn("test-loop", EventLoop::builder(), init).unwrap();
+    Running { udp: within(&receive), thread }
+}
+
+pub fn echo() -> Running {
+    start(|event_loop| {
+        UdpServer::bind(event_loop, "127.0.0.1:0")
+            .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+            .start()
+    })
+}
+
+/// A plain socket that does not wait for ever.
+pub fn peer(address: &str) -> UdpSocket {
+    let peer = UdpSocket::bind(address).unwrap();
+    peer.set_read_timeout(Some(DEADLINE)).unwrap();
+    peer
+}
+
+#[track_caller]
+pub fn recv(peer: &UdpSocket) -> Vec<u8> {
+    let mut bytes = vec![0; 65_536];
+    let n = peer.recv(&mut bytes).unwrap();
+    bytes.truncate(n);
+    bytes
+}
+
+#[track_caller]
+pub fn assert_echoes(peer: &UdpSocket) {
+    peer.send(b"hello").unwrap();
+    assert_eq!(recv(peer), b"hello");
+}
+
+/// Keeps a loop from doing anything until what it returns is dropped.
+pub fn hold(event_loop: &LoopHandle) -> Sender<()> {
+    let (release, released) = channel::<()>();
+    let (send, held) = channel();
+    let task = move |_: &EventLoop| {
+        send.send(()).unwrap();
+        let _ = released.recv();
+    };
+    event_loop.post(task).unwrap();
+    within(&held);
+    release
+}
+
+/// How many turns the loop makes in this time.
+pub fn turns_in(event_loop: &LoopHandle, time: Duration) -> u64 {
+    let (send, receive): (_, Receiver<u64>) = channel();
+    let measure = move |event_loop: &EventLoop| {
+        let before = event_loop.metrics().turns;
+        event_loop.run_after(time, move |event_loop| {
+            send.send(event_loop.metrics().turns - before).unwrap();
+        });
+    };
+    event_loop.post(measure).unwrap();
+    within(&receive)
+}

@@ -1,0 +1,687 @@
+//! Datagrams over IP: what comes, what is answered, and what goes wrong without an end.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod datagrams;
+
+use std::io::ErrorKind;
+use std::sync::mpsc::channel;
+use std::time::{Duration, SystemTime};
+
+use common::{DEADLINE, eventually, pattern, within};
+use datagrams::{Running, assert_echoes, echo, hold, peer, recv, start, turns_in};
+use ruduo::{
+    Address, Datagram, EventLoop, LoopPool, SendError, TcpServer, UdpClient, UdpHandler, UdpServer,
+    UdpSocket, UdpSocketHandle,
+};
+
+#[test]
+fn datagrams_come_back_to_who_has_sent_them() {
+    each_poller!().run(|| {
+        let running = echo();
+        let peers: Vec<_> = (0..10).map(|_| running.peer()).collect();
+        for (i, peer) in peers.iter().enumerate() {
+            peer.send(&[i as u8; 100]).unwrap();
+        }
+        for (i, peer) in peers.iter().enumerate() {
+            assert_eq!(recv(peer), [i as u8; 100]);
+        }
+        let largest = pattern(65_507);
+        peers[0].send(&largest).unwrap();
+        assert!(recv(&peers[0]) == largest);
+        running.stop();
+        let metrics = running.metrics();
+        assert_eq!((metrics.received, metrics.received_bytes), (11, 66_507), "{metrics}");
+        assert_eq!((metrics.sent, metrics.sent_bytes), (11, 66_507), "{metrics}");
+        assert_eq!((metrics.open, metrics.truncated, metrics.send_errors), (0, 0, 0), "{metrics}");
+        let line = metrics.to_string();
+        assert!(line.starts_with("open=0 received=11 received_bytes=66507 truncated=0"), "{line}");
+    });
+}
+
+#[test]
+fn b14_a_datagram_of_no_bytes_is_one_and_is_answered() {
+    each_poller!().run(|| {
+        for batch in [1, 32] {
+            let running = start(move |event_loop| {
+                UdpServer::bind(event_loop, "127.0.0.1:0")
+                    .batch(batch)
+                    .on_datagram(|socket, datagram| {
+                        assert_eq!((datagram.size(), datagram.is_truncated()), (0, false));
+                        socket.answer(datagram, datagram.bytes());
+                        socket.answer(datagram, "that was nothing");
+                    })
+                    .start()
+            });
+            let peer = running.peer();
+            for _ in 0..3 {
+                peer.send(b"").unwrap();
+                assert_eq!(recv(&peer), b"");
+                assert_eq!(recv(&peer), b"that was nothing");
+            }
+            running.stop();
+            let metrics = running.metrics();
+            assert_eq!((metrics.received, metrics.received_bytes), (3, 0), "{metrics}");
+            assert_eq!((metrics.sent, metrics.receive_errors), (6, 0), "{metrics}");
+        }
+    });
+}
+
+#[test]
+fn b63_what_does_not_fit_is_cut_off_and_its_real_size_told() {
+    each_poller!().run(|| {
+        for batch in [1, 32] {
+            let (send, receive) = channel();
+            let running = start(move |event_loop| {
+                UdpServer::bind(event_loop, "127.0.0.1:0")
+                    .batch(batch)
+                    .receive_size(10)
+                    .on_datagram(move |socket, datagram| {
+                        let bytes = datagram.bytes().to_vec();
+                        send.send((bytes, datagram.size(), datagram.is_truncated())).unwrap();
+                        socket.answer(datagram, datagram.bytes());
+                    })
+                    .start()
+            });
+            let peer = running.peer();
+            for size in [9, 10, 11, 5000, 3] {
+                let sent = pattern(size);
+                peer.send(&sent).unwrap();
+                let (bytes, real, truncated) = within(&receive);
+                assert_eq!(bytes, sent[..size.min(10)]);
+                assert_eq!((real, truncated), (size, size > 10));
+                assert_eq!(recv(&peer), sent[..size.min(10)]);
+            }
+            assert_eq!(running.metrics().truncated, 2);
+        }
+    });
+}
+
+/// A port that nobody has.
+fn nobody() -> Address {
+    peer("127.0.0.1:0").local_addr().unwrap().into()
+}
+
+#[test]
+fn b63_refused_datagrams_are_values_and_the_socket_goes_on() {
+    each_poller!().run(|| {
+        let (send, receive) = channel();
+        let target = nobody();
+        let expected = target.clone();
+        let running = start(move |event_loop| {
+            UdpClient::connect(event_loop, &target)
+                .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+                .on_error(move |_, error| {
+                    send.send((error.kind(), error.peer().cloned(), error.to_string())).unwrap();
+                })
+                .start()
+        });
+        for _ in 0..3 {
+            running.udp.socket().send("is anybody there?").unwrap();
+            let (kind, peer, text) = within(&receive);
+            assert_eq!((kind, peer.as_ref()), (ErrorKind::ConnectionRefused, Some(&expected)));
+            assert!(text.contains(&expected.to_string()), "{text}");
+        }
+        // It is told once and does not make the loop spin.
+        assert!(turns_in(running.event_loop(), Duration::from_millis(50)) < 20);
+
+        // Somebody comes.
+        let late = peer(&expected.to_string());
+        running.udp.socket().send("and now?").unwrap();
+        assert_eq!(recv(&late), b"and now?");
+        late.connect(running.addr()).unwrap();
+        assert_echoes(&late);
+        // What is sent is counted when it has been, and the peer may be faster.
+        eventually("all is counted", || running.metrics().sent == 5);
+        assert_eq!(running.metrics().open, 1);
+    });
+}
+
+#[test]
+fn b63_what_is_too_long_is_an_error_value_and_the_rest_leaves() {
+    each_poller!().run(|| {
+        for batch in [1, 32] {
+            let (send, receive) = channel();
+            let running = start(move |event_loop| {
+                UdpServer::bind(event_loop, "127.0.0.1:0")
+                    .batch(batch)
+                    .on_datagram(|socket, datagram| {
+                        socket.answer(datagram, "before");
+                        socket.answer(datagram, pattern(65_508));
+                        socket.answer(datagram, "behind");
+                    })
+                    .on_error(move |_, error| {
+                        let errno = error.error().raw_os_error();
+                        send.send((errno, error.peer().cloned(), error.is_of_sending())).unwrap();
+                    })
+                    .start()
+            });
+            let peer = running.peer();
+            peer.send(b"go").unwrap();
+            assert_eq!(recv(&peer), b"before");
+            assert_eq!(recv(&peer), b"behind");
+            let (errno, to, of_sending) = within(&receive);
+            assert_eq!((errno, of_sending), (Some(libc::EMSGSIZE), true));
+            assert_eq!(to, Some(peer.local_addr().unwrap().into()));
+            running.stop();
+            let metrics = running.metrics();
+            assert_eq!((metrics.sent, metrics.send_errors), (2, 1), "{metrics}");
+        }
+    });
+}
+
+#[test]
+fn b63_a_missing_interface_is_a_clear_error_of_starting() {
+    each_poller!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let group = std::net::Ipv4Addr::new(224, 0, 0, 50);
+        let error = UdpServer::bind(&event_loop, "0.0.0.0:0")
+            .join(group, "nowhere0")
+            .on_datagram(|_, _| {})
+            .start()
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        let text = error.to_string();
+        assert!(text.contains("224.0.0.50") && text.contains("no interface nowhere0"), "{text}");
+        let error = UdpServer::bind(&event_loop, "127.0.0.1:0")
+            .join([127, 0, 0, 1], "lo")
+            .on_datagram(|_, _| {})
+            .start()
+            .unwrap_err();
+        assert!(error.to_string().contains("127.0.0.1 is no multicast group"), "{error}");
+    });
+}
+
+#[test]
+fn a_batch_is_received_answered_and_sent_whole() {
+    each_poller!().run(|| {
+        for batch in [1, 2, 32] {
+            let running = start(move |event_loop| {
+                UdpServer::bind(event_loop, "127.0.0.1:0")
+                    .batch(batch)
+                    .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+                    .start()
+            });
+            let peer = running.peer();
+            let release = hold(running.event_loop());
+            for i in 0..100_u8 {
+                peer.send(&[i; 3]).unwrap();
+            }
+            drop(release);
+            for i in 0..100 {
+                assert_eq!(recv(&peer), [i; 3]);
+            }
+        }
+    });
+}
+
+/// How often the loop has its turn while a flood is worked off.
+#[test]
+fn b15_a_flood_of_datagrams_takes_turns_with_the_rest() {
+    each_poller!().run(|| {
+        let (send, receive) = channel();
+        let running = start(move |event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .batch(8)
+                .on_datagram(move |socket, _| {
+                    send.send(socket.event_loop().metrics().turns).unwrap();
+                })
+                .start()
+        });
+        let peer = running.peer();
+        let release = hold(running.event_loop());
+        for _ in 0..80 {
+            peer.send(b"x").unwrap();
+        }
+        drop(release);
+        let turns: Vec<u64> = (0..80).map(|_| within(&receive)).collect();
+        for turn in &turns {
+            let in_this = turns.iter().filter(|t| *t == turn).count();
+            assert!(in_this <= 8, "{in_this} datagrams in one turn: {turns:?}");
+        }
+    });
+}
+
+#[test]
+fn times_of_arrival_are_told_if_they_are_asked_for() {
+    each_poller!().run(|| {
+        for batch in [1, 32] {
+            for timestamps in [false, true] {
+                let (send, receive) = channel();
+                let running = start(move |event_loop| {
+                    UdpServer::bind(event_loop, "127.0.0.1:0")
+                        .batch(batch)
+                        .timestamps(timestamps)
+                        .on_datagram(move |_, datagram| {
+                            send.send(datagram.received_at()).unwrap();
+                        })
+                        .start()
+                });
+                let before = SystemTime::now();
+                running.peer().send(b"x").unwrap();
+                let time = within(&receive);
+                assert_eq!(time.is_some(), timestamps);
+                if let Some(time) = time {
+                    // The clock of the system may be set; nobody does it by an hour here.
+                    let hour = Duration::from_secs(3600);
+                    assert!(time > before - hour && time < before + hour, "{time:?}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn handles_send_from_any_thread_and_in_order() {
+    each_poller!().run(|| {
+        let (send, receive) = channel();
+        let running = start(move |event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .on_datagram(move |socket, datagram| {
+                    send.send((socket.handle(), datagram.peer())).unwrap();
+                })
+                .start()
+        });
+        let peer = running.peer();
+        peer.send(b"hello").unwrap();
+        let (handle, address): (UdpSocketHandle, Address) = within(&receive);
+        for i in 0..50_u8 {
+            handle.send_to([i], &address).unwrap();
+        }
+        for i in 0..50 {
+            assert_eq!(recv(&peer), [i]);
+        }
+        // On the loop's own thread, what another has posted before comes first.
+        let release = hold(running.event_loop());
+        let (here, there) = (handle.clone(), address.clone());
+        running.event_loop().post(move |_| here.send_to("second", &there).unwrap()).unwrap();
+        handle.send_to("first", &address).unwrap();
+        drop(release);
+        assert_eq!(recv(&peer), b"first");
+        assert_eq!(recv(&peer), b"second");
+
+        let (send, receive) = channel();
+        handle.post(move |socket| send.send(socket.local_addr().clone()).unwrap()).unwrap();
+        assert_eq!(within(&receive), Address::Ip(running.addr()));
+        handle.post(|socket| socket.close()).unwrap();
+        running.udp.wait().unwrap();
+        assert_eq!(handle.send_to("late", &address), Err(SendError::Closed));
+        assert!(handle.is_closed());
+    });
+}
+
+#[test]
+fn a_handle_that_sends_more_than_the_queue_may_hold_is_told() {
+    each_poller!().run(|| {
+        let running = start(|event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .queue_limit(10_000)
+                .on_datagram(|_, _| {})
+                .start()
+        });
+        let release = hold(running.event_loop());
+        let (handle, to) = (running.udp.socket().clone(), nobody());
+        let outcomes: Vec<_> = (0..20).map(|_| handle.send_to([0; 1000], &to)).collect();
+        let taken = outcomes.iter().take_while(|outcome| outcome.is_ok()).count();
+        assert!((5..10).contains(&taken), "{outcomes:?}");
+        assert!(outcomes[taken..].iter().all(|outcome| *outcome == Err(SendError::Full)));
+        drop(release);
+        eventually("all has left", || running.metrics().sent == taken as u64);
+        handle.send_to("and on", &to).unwrap();
+    });
+}
+
+#[test]
+fn a_connected_socket_hears_its_peer_alone_and_names_nobody_else() {
+    each_poller!().run(|| {
+        let (near, far) = (peer("127.0.0.1:0"), peer("127.0.0.1:0"));
+        let target = near.local_addr().unwrap();
+        let other: Address = far.local_addr().unwrap().into();
+        let (send, receive) = channel();
+        let running = start(move |event_loop| {
+            UdpClient::connect(event_loop, target)
+                .on_start(move |socket| {
+                    assert_eq!(socket.peer_addr(), Some(&Address::Ip(target)));
+                    socket.send("hello");
+                    socket.send_to("not to you", &other);
+                })
+                .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+                .on_error(move |_, error| send.send(error.to_string()).unwrap())
+                .start()
+        });
+        assert_eq!(recv(&near), b"hello");
+        assert!(within(&receive).contains("connected"));
+        near.connect(running.addr()).unwrap();
+        far.connect(running.addr()).unwrap();
+        far.send(b"I am not your peer").unwrap();
+        assert_echoes(&near);
+        assert_eq!(running.metrics().received, 1);
+    });
+}
+
+#[test]
+fn without_permission_to_broadcast_it_is_an_error_that_names_the_cure() {
+    each_poller!().run(|| {
+        let (send, receive) = channel();
+        let running = start(move |event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .on_datagram(|_, _| {})
+                .on_error(move |_, error| send.send((error.kind(), error.to_string())).unwrap())
+                .start()
+        });
+        let broadcast = "127.255.255.255:9".parse().unwrap();
+        running.udp.socket().send_to("to all", &broadcast).unwrap();
+        let (kind, text) = within(&receive);
+        assert_eq!(kind, ErrorKind::PermissionDenied);
+        assert!(text.contains("127.255.255.255:9") && text.contains("broadcast"), "{text}");
+    });
+}
+
+#[test]
+fn broadcast_reaches_who_listens_to_all() {
+    each_poller!().run(|| {
+        let receiver = echo_at("0.0.0.0:0");
+        let sender = start(|event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .broadcast(true)
+                .on_datagram(|_, _| {})
+                .start()
+        });
+        let to: Address = format!("127.255.255.255:{}", receiver.addr().port()).parse().unwrap();
+        sender.udp.socket().send_to("to all", &to).unwrap();
+        eventually("it has come", || receiver.metrics().received == 1);
+        eventually("and its answer", || sender.metrics().received == 1);
+    });
+}
+
+fn echo_at(address: &'static str) -> Running {
+    start(move |event_loop| {
+        UdpServer::bind(event_loop, address)
+            .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+            .start()
+    })
+}
+
+#[test]
+fn a_socket_of_ipv6_serves_both_unless_told_not_to() {
+    each_poller!().run(|| {
+        if std::net::UdpSocket::bind("[::1]:0").is_err() {
+            return eprintln!("SKIPPED: this machine has no IPv6");
+        }
+        let running = echo_at("[::]:0");
+        let port = running.addr().port();
+        for address in [format!("127.0.0.1:{port}"), format!("[::1]:{port}")] {
+            let peer = peer(if address.starts_with('[') { "[::1]:0" } else { "127.0.0.1:0" });
+            peer.connect(&address).unwrap();
+            assert_echoes(&peer);
+        }
+        // An address of IPv4 is understood, as a destination.
+        let v4 = peer("127.0.0.1:0");
+        let to: Address = v4.local_addr().unwrap().into();
+        running.udp.socket().send_to("hello", &to).unwrap();
+        assert_eq!(recv(&v4), b"hello");
+
+        let only = start(|event_loop| {
+            UdpServer::bind(event_loop, "[::]:0")
+                .ipv6_only(true)
+                .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+                .start()
+        });
+        let v4 = peer("127.0.0.1:0");
+        v4.connect(("127.0.0.1", only.addr().port())).unwrap();
+        v4.send(b"hello").unwrap();
+        assert_eq!(v4.recv(&mut [0; 8]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        let v6 = peer("[::1]:0");
+        v6.connect(("::1", only.addr().port())).unwrap();
+        assert_echoes(&v6);
+    });
+}
+
+#[derive(Default)]
+struct Counter(u64);
+
+impl UdpHandler for Counter {
+    fn on_datagram(&mut self, socket: &UdpSocket<'_>, datagram: &Datagram<'_>) {
+        self.0 += 1;
+        let thread = std::thread::current();
+        socket.answer(datagram, format!("{} {}", thread.name().unwrap_or_default(), self.0));
+    }
+}
+
+#[test]
+fn several_loops_share_a_port() {
+    each_poller!().run(|| {
+        let running = start(|event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .threads(3)
+                .name("udp")
+                .serve(|_| Counter::default())
+        });
+        assert_eq!(running.udp.sockets().len(), 3);
+        // The kernel chooses by the addresses; of so many each gets some.
+        let mut names = std::collections::BTreeSet::new();
+        for _ in 0..200 {
+            let peer = running.peer();
+            peer.send(b"x").unwrap();
+            let answer = String::from_utf8(recv(&peer)).unwrap();
+            names.insert(answer.split_once(' ').unwrap().0.to_owned());
+        }
+        assert_eq!(Vec::from_iter(names), ["udp-0", "udp-1", "udp-2"]);
+        running.stop();
+        assert_eq!(running.metrics().received, 200);
+    });
+}
+
+#[test]
+fn a_pool_can_be_shared_and_lives_on() {
+    each_poller!().run(|| {
+        let (send, receive) = channel();
+        let running = start(move |event_loop| {
+            let pool = LoopPool::builder(event_loop).threads(2).start()?;
+            let udp = UdpServer::bind(event_loop, "127.0.0.1:0")
+                .pool(&pool)
+                .serve(|_| Counter::default())?;
+            send.send(pool).unwrap();
+            Ok(udp)
+        });
+        let pool = within(&receive);
+        // Its sockets are put on the loops by and by.
+        for _ in 0..20 {
+            let peer = running.peer();
+            peer.send(b"x").unwrap();
+            recv(&peer);
+        }
+        running.stop();
+        let (send, receive) = channel();
+        pool.loops()[0].post(move |_| send.send(()).unwrap()).unwrap();
+        within(&receive);
+    });
+}
+
+#[test]
+fn stopping_lets_leave_what_is_queued_and_ends() {
+    each_poller!().run(|| {
+        for threads in [0, 2] {
+            let running = start(move |event_loop| {
+                UdpServer::bind(event_loop, "127.0.0.1:0")
+                    .threads(threads)
+                    .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+                    .start()
+            });
+            let peer = running.peer();
+            assert_echoes(&peer);
+            let to: Address = peer.local_addr().unwrap().into();
+            running.udp.socket().send_to("goodbye", &to).unwrap();
+            running.stop();
+            assert_eq!(recv(&peer), b"goodbye");
+            assert!(running.udp.is_ended());
+            assert_eq!(running.metrics().open, 0);
+            // The port is free again.
+            drop(std::net::UdpSocket::bind(running.addr()).unwrap());
+            running.udp.stop(Duration::ZERO);
+        }
+    });
+}
+
+#[test]
+fn the_end_of_the_loop_is_the_end_of_its_sockets() {
+    each_poller!().run(|| {
+        for threads in [0, 2] {
+            let (send, receive) = channel();
+            let running = start(move |event_loop| {
+                UdpServer::bind(event_loop, "127.0.0.1:0")
+                    .threads(threads)
+                    .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+                    .on_close(move |_| send.send(()).unwrap())
+                    .start()
+            });
+            running.assert_echoes();
+            let Running { udp, thread } = running;
+            thread.join().unwrap();
+            for _ in 0..threads.max(1) {
+                within(&receive);
+            }
+            udp.wait().unwrap();
+            assert_eq!(udp.metrics().open, 0);
+        }
+    });
+}
+
+#[test]
+fn waiting_on_a_loop_is_an_error() {
+    each_poller!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let udp =
+            UdpServer::bind(&event_loop, "127.0.0.1:0").on_datagram(|_, _| {}).start().unwrap();
+        assert!(udp.wait().unwrap_err().to_string().contains("stand still"));
+        drop(event_loop);
+        udp.wait().unwrap();
+    });
+}
+
+#[test]
+fn signals_stop_datagrams_and_connections_of_a_loop_together() {
+    each_poller!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let udp =
+            UdpServer::bind(&event_loop, "127.0.0.1:0").on_datagram(|_, _| {}).start().unwrap();
+        let tcp = TcpServer::bind(&event_loop, "127.0.0.1:0")
+            .unwrap()
+            .on_message(|conn, input| conn.send_buffer(input))
+            .start()
+            .unwrap();
+        udp.stop_on_signals(&event_loop, DEADLINE).unwrap();
+        tcp.stop_on_signals(&event_loop, DEADLINE).unwrap();
+        event_loop.defer(|_| nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).unwrap());
+        event_loop.run().unwrap();
+        assert!(udp.is_ended() && tcp.is_ended());
+    });
+}
+
+#[test]
+fn a_panic_costs_its_datagram_and_nothing_else() {
+    each_poller!().expect_log("panicked: on purpose").run(|| {
+        let running = start(|event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .on_datagram(|socket, datagram| {
+                    socket.answer(datagram, datagram.bytes());
+                    if datagram.bytes() == b"panic" {
+                        panic!("on purpose");
+                    }
+                })
+                .start()
+        });
+        let peer = running.peer();
+        let release = hold(running.event_loop());
+        for bytes in [&b"before"[..], b"panic", b"between", b"panic", b"behind"] {
+            peer.send(bytes).unwrap();
+        }
+        drop(release);
+        for bytes in [&b"before"[..], b"panic", b"between", b"panic", b"behind"] {
+            assert_eq!(recv(&peer), bytes);
+        }
+        let (send, receive) = channel();
+        running
+            .event_loop()
+            .post(move |event_loop| send.send(event_loop.metrics().panics).unwrap())
+            .unwrap();
+        assert_eq!(within(&receive), 2);
+    });
+}
+
+/// Panics everywhere but for datagrams.
+struct Panics(std::sync::mpsc::Sender<&'static str>);
+
+impl UdpHandler for Panics {
+    fn on_start(&mut self, _: &UdpSocket<'_>) {
+        self.0.send("start").unwrap();
+        panic!("on purpose");
+    }
+    fn on_datagram(&mut self, socket: &UdpSocket<'_>, datagram: &Datagram<'_>) {
+        socket.answer(datagram, datagram.bytes());
+    }
+    fn on_error(&mut self, _: &UdpSocket<'_>, _: &ruduo::DatagramError) {
+        self.0.send("error").unwrap();
+        panic!("on purpose");
+    }
+    fn on_close(&mut self, _: &UdpSocket<'_>) {
+        self.0.send("close").unwrap();
+        panic!("on purpose");
+    }
+}
+
+impl Drop for Panics {
+    fn drop(&mut self) {
+        let _ = self.0.send("drop");
+        panic!("on purpose");
+    }
+}
+
+#[test]
+fn panics_of_other_callbacks_do_not_end_the_socket_either() {
+    each_poller!().expect_log("on purpose").run(|| {
+        let (send, receive) = channel();
+        let running = start(move |event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0").serve(move |_| Panics(send.clone()))
+        });
+        assert_eq!(within(&receive), "start");
+        running.assert_echoes();
+        let broadcast = "127.255.255.255:9".parse().unwrap();
+        running.udp.socket().send_to("not allowed", &broadcast).unwrap();
+        assert_eq!(within(&receive), "error");
+        running.udp.socket().post(|_| panic!("on purpose")).unwrap();
+        running.assert_echoes();
+        running.stop();
+        assert_eq!(within(&receive), "close");
+        assert_eq!(within(&receive), "drop");
+    });
+}
+
+#[test]
+fn what_cannot_be_opened_is_an_error_with_the_address() {
+    each_poller!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let taken = peer("127.0.0.1:0");
+        let address = taken.local_addr().unwrap();
+        let start = |address: &str| {
+            UdpServer::bind(&event_loop, address).on_datagram(|_, _| {}).start().unwrap_err()
+        };
+        let error = start(&address.to_string());
+        assert_eq!(error.kind(), ErrorKind::AddrInUse);
+        assert!(error.to_string().contains(&address.to_string()), "{error}");
+        assert!(start("nonsense").to_string().contains("nonsense"));
+        let error = UdpClient::connect(&event_loop, "127.0.0.1:9")
+            .threads(2)
+            .on_datagram(|_, _| {})
+            .start()
+            .unwrap_err();
+        assert!(error.to_string().contains("one loop"), "{error}");
+        let error = UdpClient::connect(&event_loop, "127.0.0.1:9")
+            .bind_local("[::1]:0")
+            .on_datagram(|_, _| {})
+            .start()
+            .unwrap_err();
+        assert!(error.to_string().contains("another kind"), "{error}");
+    });
+}
