@@ -4,15 +4,17 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod datagrams;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::thread::{self, JoinHandle};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use common::program::{Program, binary, run};
 use common::{DEADLINE, read_n, read_to_end, within};
+use datagrams::{peer, recv};
 use nix::sys::signal::Signal;
 
 fn microseconds() -> i64 {
@@ -70,6 +72,78 @@ fn the_client_measures_and_ends() {
         let server = Program::serve("roundtrip", &["--threads", "2"]);
         measures_five_times(server.addr(), &[]);
         server.ends_well_on(Signal::SIGTERM);
+    });
+}
+
+#[test]
+fn the_client_measures_and_ends_over_udp() {
+    alone!().run(|| {
+        let server = Program::serve("roundtrip", &["--udp", "--threads", "2"]);
+        measures_five_times(server.addr(), &["--udp"]);
+        server.ends_well_on(Signal::SIGTERM);
+    });
+}
+
+#[test]
+fn datagrams_that_are_no_messages_get_no_answer() {
+    alone!().run(|| {
+        let server = Program::serve("roundtrip", &["--udp"]);
+        let peer = peer("127.0.0.1:0");
+        peer.connect(server.addr()).unwrap();
+        let before = microseconds();
+        for len in [0, 1, 15, 17, 60_000] {
+            peer.send(&vec![0; len]).unwrap();
+        }
+        peer.send(&question(7)).unwrap();
+        // It is the first.
+        let (sent, received) = times(&recv(&peer));
+        assert_eq!(sent, 7);
+        assert!((before..=microseconds()).contains(&received), "{received}");
+        server.ends_well_on(Signal::SIGTERM);
+    });
+}
+
+/// Of three questions the first is lost, the second is answered twice and by nonsense, too.
+#[test]
+fn what_is_lost_or_comes_twice_over_udp_is_no_end() {
+    alone!().run(|| {
+        let server = peer("127.0.0.1:0");
+        let addr = server.local_addr().unwrap();
+        let client = client(addr, &["--udp", "--interval", "0.05"]);
+        let receive = |server: &UdpSocket| {
+            let mut message = [0; 16];
+            let (_, client) = server.recv_from(&mut message).unwrap();
+            message[8..].copy_from_slice(&microseconds().to_be_bytes());
+            (message, client)
+        };
+        receive(&server);
+        let (answer, from) = receive(&server);
+        for bytes in [&answer[..], &answer, b"nonsense", &[7; 16]] {
+            server.send_to(bytes, from).unwrap();
+        }
+        let line = within(&client.lines);
+        assert!(line.starts_with("round trip "), "{line}");
+        let (third, from) = receive(&server);
+        server.send_to(&third, from).unwrap();
+        let line = within(&client.lines);
+        assert!(line.starts_with("round trip "), "{line}");
+        let told = || client.log().matches("an answer to no question").count() == 3;
+        common::eventually("the client tells of what it did not ask", told);
+        client.ends_well_on(Signal::SIGINT);
+    });
+}
+
+#[test]
+fn nobody_at_all_over_udp_is_told_of() {
+    alone!().run(|| {
+        // It has the port, and refuses what others than its peer send there.
+        let holder = peer("127.0.0.1:0");
+        holder.connect("127.0.0.1:9").unwrap();
+        let nobody = holder.local_addr().unwrap();
+        let client = client(nobody, &["--udp", "--interval", "0.01"]);
+        common::eventually("the client tells", || client.log().contains("refused"));
+        client.signal(Signal::SIGTERM);
+        fails_with(client, "none answered");
     });
 }
 

@@ -4,13 +4,12 @@ mod common;
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::UdpSocket;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use common::{ROUND_TRIPS, TASKS, Task, timers};
-use ruduo::{Channel, EventLoop, Interest, LoopHandle, LoopThread, PostError, TcpServer};
+use ruduo::{EventLoop, LoopHandle, LoopThread, PostError, TcpServer, UdpServer};
 
 fn main() -> ExitCode {
     common::run(|task| match task.name.as_str() {
@@ -50,23 +49,12 @@ fn echo_on_loops(task: &Task, acceptor_per_loop: bool) -> io::Result<()> {
     event_loop.run()
 }
 
-/// How many datagrams one event may answer, so that other events have their turn.
-const DATAGRAMS: usize = 64;
-
 fn udp(task: &Task) -> io::Result<()> {
     let event_loop = EventLoop::new()?;
-    let socket = UdpSocket::bind(task.address)?;
-    socket.set_nonblocking(true)?;
-    common::listening(socket.local_addr()?)?;
-    let mut buffer = vec![0; 64 * 1024];
-    let channel = Channel::new(socket, Interest::READ, move |_, socket: &UdpSocket, _| {
-        for _ in 0..DATAGRAMS {
-            let Ok((n, from)) = socket.recv_from(&mut buffer) else { return };
-            // A full socket buffer drops the datagram, as a network does.
-            let _dropped = socket.send_to(&buffer[..n], from);
-        }
-    });
-    event_loop.register(channel)?;
+    let server = UdpServer::bind(&event_loop, task.address)
+        .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+        .start()?;
+    common::listening(server.local_addr())?;
     event_loop.run()
 }
 

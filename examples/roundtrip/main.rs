@@ -15,10 +15,10 @@ mod common;
 mod message;
 mod questions;
 mod tcp;
+mod udp;
 
 use std::cell::RefCell;
 use std::process::ExitCode;
-use std::rc::Rc;
 use std::time::Duration;
 
 use common::{Long, Stop};
@@ -28,9 +28,10 @@ use ruduo::{EventLoop, Signal};
 const HELP: &str = "\
 Measures how long a message takes there and back, and how far two clocks are apart.
 
-Usage: roundtrip [--listen ADDRESS] [--threads N]
-       roundtrip --connect ADDRESS [--interval SECONDS] [--count N]
+Usage: roundtrip [--udp] [--listen ADDRESS] [--threads N]
+       roundtrip [--udp] --connect ADDRESS [--interval SECONDS] [--count N]
 
+  --udp               over UDP, not over TCP
   --listen ADDRESS    where to listen; port 0 is any free one [127.0.0.1:3123]
   --threads N         threads that serve; 0: the accepting one [0]
   --connect ADDRESS   be a client, of the server there
@@ -43,9 +44,10 @@ SIGINT (Ctrl-C) and SIGTERM stop it. A client without any answer ends with statu
 fn main() -> ExitCode {
     common::run(HELP, |mut arguments| {
         let (mut listen, mut threads, mut server) = (common::loopback(3123), 0, None);
-        let (mut interval, mut count) = (Duration::from_millis(200), 0);
+        let (mut interval, mut count, mut udp) = (Duration::from_millis(200), 0, false);
         while let Some(argument) = arguments.next()? {
             match argument {
+                Long("udp") => udp = true,
                 Long("listen") => listen = arguments.value()?,
                 Long("threads") => threads = arguments.value()?,
                 Long("connect") => server = Some(arguments.value::<String>()?),
@@ -55,19 +57,30 @@ fn main() -> ExitCode {
             }
         }
         let event_loop = EventLoop::new()?;
-        if let Some(server) = server {
-            let questions = Questions::new((count > 0).then_some(count));
-            return ask(&event_loop, server, interval, questions);
+        let grace = Duration::from_secs(5);
+        match server {
+            Some(server) => {
+                let questions = Questions::new((count > 0).then_some(count));
+                return ask(&event_loop, udp, server, interval, questions);
+            }
+            None if udp => {
+                let sockets = udp::serve(&event_loop, listen.into(), threads)?;
+                sockets.stop_on_signals(&event_loop, grace)?;
+                println!("listening on {}", sockets.local_addr());
+            }
+            None => {
+                let server = tcp::serve(&event_loop, listen.into(), threads)?;
+                server.stop_on_signals(&event_loop, grace)?;
+                println!("listening on {}", server.local_addr());
+            }
         }
-        let server = tcp::serve(&event_loop, listen.into(), threads)?;
-        server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
-        println!("listening on {}", server.local_addr());
         Ok(event_loop.run()?)
     })
 }
 
 fn ask(
     event_loop: &EventLoop,
+    udp: bool,
     server: String,
     interval: Duration,
     questions: Questions,
@@ -75,8 +88,10 @@ fn ask(
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         event_loop.on_signal(signal, |event_loop, _| event_loop.quit())?;
     }
-    let questions = Rc::new(RefCell::new(questions));
-    tcp::ask(event_loop, server.into(), interval, &questions)?;
-    questions.borrow().sum_up()?;
+    let ask = if udp { udp::ask } else { tcp::ask };
+    let account = event_loop.local::<RefCell<Questions>>();
+    account.replace(questions);
+    ask(event_loop, server.into(), interval)?;
+    account.borrow().sum_up()?;
     Ok(())
 }

@@ -21,6 +21,8 @@ struct Sample {
     offset: i128,
 }
 
+/// There is one on a loop: its `local` value.
+#[derive(Default)]
 pub(crate) struct Questions {
     left: Option<u64>,
     asked: u64,
@@ -33,7 +35,7 @@ pub(crate) struct Questions {
 impl Questions {
     /// So many, or no end of them.
     pub(crate) fn new(count: Option<u64>) -> Questions {
-        Questions { left: count, asked: 0, answered: 0, open: VecDeque::new(), quickest: None }
+        Questions { left: count, ..Questions::default() }
     }
 
     /// The next one, which is to be sent now; None after the last.

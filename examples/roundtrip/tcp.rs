@@ -34,15 +34,10 @@ const ASK: u64 = 0;
 type Failure = Rc<RefCell<Option<String>>>;
 
 /// Asks until all is answered or a signal comes.
-pub(crate) fn ask(
-    event_loop: &EventLoop,
-    server: Addresses,
-    interval: Duration,
-    questions: &Rc<RefCell<Questions>>,
-) -> io::Result<()> {
+pub(crate) fn ask(event_loop: &EventLoop, server: Addresses, interval: Duration) -> io::Result<()> {
     let failure = Failure::default();
     let (of_connecting, of_connection) = (failure.clone(), failure.clone());
-    let questions = questions.clone();
+    let questions = event_loop.local::<RefCell<Questions>>();
     Client::connect(event_loop, server)
         .idle_timeout(interval.saturating_add(PATIENCE))
         .on_connect_failed(move |event_loop, why| {
