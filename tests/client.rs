@@ -11,8 +11,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use common::{DEADLINE, read_n, read_to_end, serve};
+use nix::sys::socket::{getsockopt, sockopt};
 use ruduo::{
-    Buffer, CloseReason, Connection, EventLoop, Handler, TcpClient, TcpServer, handler_fn,
+    Buffer, CloseReason, Connection, EventLoop, Handler, Keepalive, TcpClient, TcpServer,
+    handler_fn,
 };
 
 /// Keeps what comes; quits the loop at the end.
@@ -276,5 +278,61 @@ fn a_stream_that_is_not_connected_any_more_is_an_error() {
         let client = TcpClient::from_stream(&event_loop, stream).unwrap();
         let error = client.serve(|_| handler_fn(|_, input| input.clear())).unwrap_err();
         assert!(error.to_string().contains("ended"), "{error}");
+    });
+}
+
+#[test]
+fn a_stream_is_described_by_closures_and_settings_like_a_client() {
+    each_poller!().run(|| {
+        let echo = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_message(|conn, input| conn.send_buffer(input))
+                .start()
+        });
+        let event_loop = EventLoop::new().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let (stream, tell_end) = (echo.connect(), tell.clone());
+        let same = stream.try_clone().unwrap();
+        let handle = TcpClient::from_stream(&event_loop, stream)
+            .unwrap()
+            .idle_timeout(Duration::from_millis(200))
+            .keepalive(Keepalive::default())
+            .nodelay(false)
+            .on_connect(|conn| conn.send("hello"))
+            .on_message(move |_, input| {
+                tell.send(String::from_utf8_lossy(input.readable()).into_owned()).unwrap();
+                input.clear();
+            })
+            .on_close(move |conn, reason| {
+                tell_end.send(reason.to_string()).unwrap();
+                conn.event_loop().quit();
+            })
+            .start()
+            .unwrap();
+        assert!(getsockopt(&same, sockopt::KeepAlive).unwrap());
+        assert!(!same.nodelay().unwrap());
+        event_loop.run().unwrap();
+        let told: Vec<_> = told.try_iter().collect();
+        assert_eq!(told.concat(), "hellothe peer said nothing for 200ms");
+        assert!(handle.is_closed());
+    });
+}
+
+#[test]
+fn a_stream_has_nodelay_and_its_settings_are_checked() {
+    each_poller!().run(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let event_loop = EventLoop::new().unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let same = stream.try_clone().unwrap();
+        let client = TcpClient::from_stream(&event_loop, stream).unwrap();
+        client.serve(|_| handler_fn(|_, _| {})).unwrap();
+        assert!(same.nodelay().unwrap());
+
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let client = TcpClient::from_stream(&event_loop, stream).unwrap();
+        let error = client.water_marks(10, 5).serve(|_| handler_fn(|_, _| {})).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("taking over a stream"), "{error}");
     });
 }

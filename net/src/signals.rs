@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ruduo_reactor::{EventLoop, LoopHandle, Signal};
 
-/// What can be stopped by a signal: a server, on TCP or of datagrams.
+/// What can be stopped by a signal: a server of connections or datagrams, a client.
 pub(crate) trait Stops {
     /// The loop it was started on.
     fn base(&self) -> &LoopHandle;
@@ -16,7 +16,7 @@ pub(crate) trait Stops {
     fn when_done(&self, event_loop: &EventLoop, f: Box<dyn FnOnce(&EventLoop)>);
 }
 
-/// The servers that a loop stops when a signal comes; its `local` value.
+/// The servers and clients that a loop stops when a signal comes; its `local` value.
 #[derive(Default)]
 struct StopOnSignals {
     servers: RefCell<Vec<(Rc<dyn Stops>, Duration)>>,
@@ -34,7 +34,7 @@ pub(crate) fn stop_on_signals(
     if event_loop.handle() != *server.base() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            "stopping a server on signals: it was started on another loop",
+            "stopping on signals: it was started on another loop",
         ));
     }
     let stop = event_loop.local::<StopOnSignals>();

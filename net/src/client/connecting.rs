@@ -8,12 +8,10 @@
 //!     └──────── Waiting ◀──── told to the program; is it tried again? ───▶ Ended
 //! ```
 //!
-//! Several addresses race (RFC 8305, "Happy Eyeballs"): the families take turns, the next address is
-//! tried 250 ms after the last one or as soon as one fails, the first that answers wins, and the
-//! others are closed.
+//! What goes on while it is connecting is in [`race`].
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -21,22 +19,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::sys::socket::{getsockopt, setsockopt, sockopt};
-use ruduo_reactor::sys::socket;
 use ruduo_reactor::{Channel, Event, EventLoop, Interest, Source, TimerId, Token};
 
 use super::failure::{ConnectError, ConnectFailure};
 use super::handle::{ClientHandle, Shared};
+use super::race::{self, Outcome, Race, STAGGER};
 use super::{Settings, resolver, retry};
 use crate::connection::endpoint::Endpoint;
 use crate::context::Context;
 use crate::registry::Resident;
 use crate::transport::{self, Plain};
 use crate::{Address, Addresses, CloseReason, Connection, ConnectionHandle, Handler};
-
-/// "Connection Attempt Delay", RFC 8305, section 5.
-const STAGGER: Duration = Duration::from_millis(250);
 
 /// The clients of one loop; its `local` value.
 #[derive(Default)]
@@ -98,6 +91,7 @@ where
         timer: Cell::new(None),
         cut_at: Cell::new(None),
         failures: Cell::new(0),
+        when_done: RefCell::default(),
     };
     event_loop.local::<Clients>().clients.borrow_mut().insert(id, Rc::new(worker));
     // Not at once, for this may be called inside a callback, and a failure calls another one.
@@ -108,6 +102,14 @@ where
 /// Stops the client `id`, if it still works.
 pub(super) fn stop(event_loop: &EventLoop, id: u64, deadline: Instant) {
     with(event_loop, id, |worker| worker.stop(event_loop, deadline));
+}
+
+/// Calls `f` when the client `id` has ended; at once if it has already.
+pub(super) fn when_done(event_loop: &EventLoop, id: u64, f: Continuation) {
+    match event_loop.local::<Clients>().get(id) {
+        Some(worker) => worker.when_done.borrow_mut().push(f),
+        None => f(event_loop),
+    }
 }
 
 struct Worker {
@@ -124,8 +126,10 @@ struct Worker {
     cut_at: Cell<Option<Instant>>,
     /// Attempts in a row that have failed.
     failures: Cell<u32>,
+    when_done: RefCell<Vec<Continuation>>,
 }
 
+type Continuation = Box<dyn FnOnce(&EventLoop)>;
 type Open = dyn Fn(&EventLoop, OwnedFd, Address) -> io::Result<()>;
 
 enum Phase {
@@ -135,21 +139,6 @@ enum Phase {
     Connecting(Race),
     Connected,
     Ended,
-}
-
-/// One attempt: several addresses, of which the first that answers is taken.
-#[derive(Default)]
-struct Race {
-    left: VecDeque<Address>,
-    running: Vec<(Token, Address)>,
-    tried: Vec<(Address, ConnectError)>,
-    stagger: Option<TimerId>,
-}
-
-/// What has become of one address.
-enum Outcome {
-    Connected(OwnedFd),
-    InProgress(OwnedFd),
 }
 
 impl Worker {
@@ -190,15 +179,14 @@ impl Worker {
     }
 
     fn race(&self, event_loop: &EventLoop, addresses: Vec<Address>) {
-        let race = Race { left: interleave(addresses), ..Race::default() };
-        self.phase.replace(Phase::Connecting(race));
+        self.phase.replace(Phase::Connecting(Race::new(addresses)));
         self.next(event_loop);
     }
 
     /// Tries the next address, and those after it as long as they fail at once.
     fn next(&self, event_loop: &EventLoop) {
         while let Some(address) = self.next_address() {
-            match self.connect(&address) {
+            match race::connect(&self.settings, &address) {
                 Ok(Outcome::Connected(fd)) => return self.connected(event_loop, fd, address),
                 Ok(Outcome::InProgress(fd)) => {
                     let source = Connecting { client: self.shared.id, fd };
@@ -218,29 +206,6 @@ impl Worker {
         match &mut *self.phase.borrow_mut() {
             Phase::Connecting(race) => race.left.pop_front(),
             _ => None,
-        }
-    }
-
-    /// Begins to connect to one address.
-    fn connect(&self, address: &Address) -> io::Result<Outcome> {
-        let Settings { limits, nodelay, local, .. } = &self.settings;
-        let fd = socket::stream(address)?;
-        if matches!(address, Address::Ip(_)) {
-            setsockopt(&fd, sockopt::TcpNoDelay, nodelay)?;
-        }
-        limits.tcp.set_on(fd.as_fd(), address)?;
-        if let Some(local) = local {
-            if matches!(local, Address::Ip(_)) {
-                setsockopt(&fd, sockopt::ReuseAddr, &true)?;
-            }
-            socket::bind(fd.as_fd(), local)?;
-        }
-        match socket::connect(fd.as_fd(), address) {
-            Ok(()) => Ok(Outcome::Connected(fd)),
-            Err(e) if e.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {
-                Ok(Outcome::InProgress(fd))
-            }
-            Err(e) => Err(e),
         }
     }
 
@@ -268,18 +233,8 @@ impl Worker {
         };
         let Some(address) = found else { return };
         event_loop.deregister(token);
-        // Asked once: reading SO_ERROR clears it.
-        let error = match getsockopt(fd, sockopt::SocketError) {
-            Ok(0) => None,
-            Ok(errno) => Some(io::Error::from_raw_os_error(errno)),
-            Err(e) => Some(e.into()),
-        };
-        if let Some(e) = error {
-            self.note(address, ConnectError::of(&e));
-            return self.next_at_once(event_loop);
-        }
         // The loop holds the source, and with it the descriptor, until the end of the turn.
-        match fd.try_clone() {
+        match race::answer(fd).and_then(|()| fd.try_clone()) {
             Ok(fd) => self.connected(event_loop, fd, address),
             Err(e) => {
                 self.note(address, ConnectError::of(&e));
@@ -317,11 +272,7 @@ impl Worker {
     }
 
     fn connected(&self, event_loop: &EventLoop, fd: OwnedFd, address: Address) {
-        // The peer is asked for: 0.0.0.0 and [::] stand for another address of this machine.
-        let (local, peer) = (socket::local_address(fd.as_fd()), socket::peer_address(fd.as_fd()));
-        let itself = matches!(address, Address::Ip(_))
-            && matches!((local, peer), (Ok(local), Ok(peer)) if local == peer);
-        if itself {
+        if race::is_to_itself(&fd, &address) {
             // With a reset, so that the port is free for its server at once.
             if let Err(e) = transport::reset_on_close(fd.as_fd()) {
                 log::debug!("resetting a connection to itself: {e}");
@@ -436,6 +387,9 @@ impl Worker {
         // Its closures are the user's; the loop drops them when nothing is borrowed.
         event_loop.defer(move |_| drop(worker));
         self.shared.set_ended();
+        for f in self.when_done.take() {
+            event_loop.defer(f);
+        }
     }
 
     /// Ends all that is going on.
@@ -496,37 +450,5 @@ impl Source for Connecting {
         with(event_loop, self.client, |worker| {
             worker.answered(event_loop, event.token, &self.fd);
         });
-    }
-}
-
-/// The addresses in the order in which to try them: the families take turns, beginning with that of
-/// the first (RFC 8305, section 4).
-fn interleave(addresses: Vec<Address>) -> VecDeque<Address> {
-    let is_v6 = |address: &Address| address.ip().is_some_and(|ip| ip.is_ipv6());
-    let first = addresses.first().is_some_and(is_v6);
-    let (mut one, mut other): (VecDeque<_>, VecDeque<_>) =
-        addresses.into_iter().partition(|address| is_v6(address) == first);
-    let mut order = VecDeque::with_capacity(one.len() + other.len());
-    while !one.is_empty() || !other.is_empty() {
-        order.extend(one.pop_front());
-        order.extend(other.pop_front());
-    }
-    order
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn families_take_turns() {
-        let order = |texts: &[&str]| {
-            let addresses = texts.iter().map(|text| text.parse().unwrap()).collect();
-            interleave(addresses).iter().map(Address::to_string).collect::<Vec<_>>()
-        };
-        let mixed = order(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "2.2.2.2:1"]);
-        assert_eq!(mixed, ["[::1]:1", "1.1.1.1:1", "[::2]:1", "2.2.2.2:1", "[::3]:1"]);
-        assert_eq!(order(&["1.1.1.1:1", "[::1]:1"]), ["1.1.1.1:1", "[::1]:1"]);
-        assert!(order(&[]).is_empty());
     }
 }

@@ -11,7 +11,7 @@ use crate::Address;
 
 /// An attempt to connect has failed: given to
 /// [`Client::on_connect_failed`](crate::Client::on_connect_failed).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ConnectFailure {
     /// What was to be connected to, as the program wrote it.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use ruduo_reactor::{EventLoop, LoopHandle};
 
 use super::connecting;
 use crate::ConnectionHandle;
+use crate::signals::{self, Stops};
 
 /// Reaches a client from any thread. Cheap to clone; dropping it changes nothing.
 #[derive(Clone)]
@@ -142,6 +144,35 @@ impl ClientHandle {
     #[must_use]
     pub fn connections(&self) -> u64 {
         self.shared.connections.load(Ordering::Relaxed)
+    }
+}
+
+/// Signals.
+impl ClientHandle {
+    /// On SIGINT or SIGTERM: stops this client gracefully, with `deadline`, and when it has ended
+    /// makes its loop quit, so that [`EventLoop::run`] returns: as
+    /// [`ServerHandle::stop_on_signals`](crate::ServerHandle::stop_on_signals), and together with
+    /// it. (A client that ends without a signal does not make the loop quit.)
+    ///
+    /// # Errors
+    /// If `event_loop` is not the one this client was started on, or another loop of the process
+    /// handles these signals.
+    pub fn stop_on_signals(&self, event_loop: &EventLoop, deadline: Duration) -> io::Result<()> {
+        signals::stop_on_signals(event_loop, Rc::new(self.clone()), deadline)
+    }
+}
+
+impl Stops for ClientHandle {
+    fn base(&self) -> &LoopHandle {
+        &self.shared.event_loop
+    }
+
+    fn begin_stop(&self, deadline: Duration) {
+        self.stop(deadline);
+    }
+
+    fn when_done(&self, event_loop: &EventLoop, f: Box<dyn FnOnce(&EventLoop)>) {
+        connecting::when_done(event_loop, self.shared.id, f);
     }
 }
 

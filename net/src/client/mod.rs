@@ -1,12 +1,13 @@
 //! Clients: how one is described.
 //!
-//! This file is the description. [`connecting`] is the client at work, [`retry`] says when it tries
-//! again, [`failure`] why it could not, [`resolver`] looks names up, and [`handle`] reaches it from
-//! outside. [`stream`] is for a stream that is connected already.
+//! This file is the description. [`connecting`] is the client at work, [`race`] one attempt of it,
+//! [`retry`] says when it tries again, [`failure`] why it could not, [`resolver`] looks names up, and
+//! [`handle`] reaches it from outside. [`stream`] is for a stream that is connected already.
 
 mod connecting;
 mod failure;
 mod handle;
+mod race;
 mod resolver;
 mod retry;
 mod stream;
@@ -60,7 +61,8 @@ impl TcpClient {
         Client::connect(event_loop, target)
     }
 
-    /// A client on a stream that is connected already.
+    /// A client on a stream that is connected already: no attempts, otherwise described like one
+    /// that [connects](TcpClient::connect).
     ///
     /// # Errors
     /// If it is not connected any more, or can't be made non-blocking.

@@ -1,0 +1,232 @@
+//! Clients that connect, more closely: which attempt is the one that counts, and what an end ends.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod dialling;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
+use std::rc::Rc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use common::{DEADLINE, serve, within};
+use dialling::{Told, nobody, plain, quick, scene, start};
+use nix::sys::signal::{Signal, raise};
+use ruduo::{
+    Buffer, CloseReason, ConnectError, Connection, EventLoop, Handler, TcpClient, TcpServer,
+    UnixAddress, UnixClient,
+};
+
+/// With a pause between two of them, it would take a minute.
+#[test]
+fn as_soon_as_an_address_fails_the_next_one_is_tried() {
+    alone!().run(|| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| {}).start()
+        });
+        let mut addresses: Vec<SocketAddr> = vec![nobody(); 240];
+        addresses.push(server.addr());
+        let scene = scene(addresses, Box::new(|client| client.connect_timeout(DEADLINE / 2)));
+        assert_eq!(within(&scene.told), Told::Connected(server.addr().into()));
+        scene.client.stop(Duration::ZERO);
+        scene.client.wait().unwrap();
+    });
+}
+
+#[test]
+fn who_has_connected_in_time_is_not_too_late_afterwards() {
+    const TIMEOUT: Duration = Duration::from_millis(100);
+    alone!().run(|| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| {}).start()
+        });
+        let event_loop = EventLoop::new().unwrap();
+        let told = Rc::new(RefCell::new(Vec::new()));
+        let failures = told.clone();
+        struct Stays(Rc<RefCell<Vec<&'static str>>>);
+        impl Handler for Stays {
+            fn on_connect(&mut self, conn: &Connection) {
+                self.0.borrow_mut().push("connected");
+                // The timers of a loop fire in their order.
+                conn.event_loop().run_after(2 * TIMEOUT, EventLoop::quit);
+            }
+            fn on_message(&mut self, _: &Connection, _: &mut Buffer) {}
+        }
+        let stays = told.clone();
+        // On a machine that stands still an attempt may really be too late.
+        TcpClient::connect(&event_loop, server.addr())
+            .connect_timeout(TIMEOUT)
+            .retry(quick())
+            .on_connect_failed(move |_, _| failures.borrow_mut().push("failed"))
+            .serve(move |_| Stays(stays.clone()))
+            .unwrap();
+        event_loop.run().unwrap();
+        let told = told.borrow();
+        let since = told.iter().skip_while(|told| **told != "connected");
+        assert_eq!(since.copied().collect::<Vec<_>>(), ["connected"]);
+    });
+}
+
+#[test]
+fn b62_stopped_before_it_has_begun_it_attempts_nothing() {
+    alone!().run(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let event_loop = EventLoop::new().unwrap();
+        let (tell, told) = mpsc::channel();
+        let target = listener.local_addr().unwrap();
+        let client = start(TcpClient::connect(&event_loop, target), tell);
+        client.stop(Duration::ZERO);
+        event_loop.defer(|event_loop| event_loop.defer(EventLoop::quit));
+        event_loop.run().unwrap();
+        assert!(client.is_ended());
+        assert_eq!((client.attempts(), told.try_iter().count()), (0, 0));
+        listener.set_nonblocking(true).unwrap();
+        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    });
+}
+
+/// The kernel connects, but has no room to watch the connection.
+#[test]
+fn b58_a_connection_that_the_loop_cannot_take_in_is_a_failure() {
+    // The first call is for what wakes the loop. A Unix socket connects at once.
+    let inject = "inject=epoll_ctl:error=ENOSPC:when=2+";
+    alone!()
+        .under(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", inject])
+        .env("RUDUO_POLLER", "epoll")
+        .run(|| {
+            let path = std::env::temp_dir().join(format!("ruduo-full-{}", std::process::id()));
+            let listener = UnixListener::bind(&path).unwrap();
+            let event_loop = EventLoop::new().unwrap();
+            let told = Rc::new(RefCell::new(Vec::new()));
+            let failures = told.clone();
+            let made = Rc::new(Cell::new(false));
+            let sees = made.clone();
+            let client = UnixClient::connect(&event_loop, path.as_path())
+                .retry(quick().at_most(1))
+                .on_connect_failed(move |event_loop, failure| {
+                    failures.borrow_mut().push(failure.clone());
+                    if failure.retry_in.is_none() {
+                        event_loop.quit();
+                    }
+                })
+                .serve(move |_| {
+                    sees.set(true);
+                    ruduo::handler_fn(|_, _| {})
+                })
+                .unwrap();
+            event_loop.run_after(DEADLINE, EventLoop::quit);
+            event_loop.run().unwrap();
+            std::fs::remove_file(&path).unwrap();
+            assert_eq!((client.connections(), client.failures(), made.get()), (0, 2, false));
+            assert!(client.is_ended() && client.connection().is_none());
+            for failure in told.borrow().iter() {
+                assert!(matches!(&failure.error, ConnectError::Other(_, why) if !why.is_empty()));
+                assert_eq!(
+                    failure.tried,
+                    [(UnixAddress::Path(path.clone()).into(), failure.error.clone())]
+                );
+            }
+            // What was connected is closed, both times.
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().unwrap();
+                assert_eq!(io::Read::read(&mut stream, &mut [0]).unwrap(), 0);
+            }
+        });
+}
+
+#[test]
+fn b62_a_handler_is_told_once_that_its_client_stops() {
+    struct Tells(mpsc::Sender<String>);
+    impl Handler for Tells {
+        fn on_connect(&mut self, _: &Connection) {
+            self.0.send("connected".into()).unwrap();
+        }
+        fn on_message(&mut self, _: &Connection, _: &mut Buffer) {}
+        fn on_stopping(&mut self, _: &Connection) {
+            self.0.send("stopping".into()).unwrap();
+        }
+        fn on_close(&mut self, _: &Connection, reason: &CloseReason) {
+            self.0.send(reason.to_string()).unwrap();
+        }
+    }
+    alone!().run(|| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| {}).start()
+        });
+        let (tell, told) = mpsc::channel();
+        let (give, given) = mpsc::channel();
+        let address = server.addr();
+        let thread = ruduo::LoopThread::spawn("client", EventLoop::builder(), move |event_loop| {
+            let tells = move |_: &Connection<'_>| Tells(tell.clone());
+            give.send(TcpClient::connect(event_loop, address).serve(tells)?).unwrap();
+            Ok(())
+        })
+        .unwrap();
+        let client = within(&given);
+        assert_eq!(within(&told), "connected");
+        client.stop(Duration::from_secs(600));
+        client.stop(Duration::from_secs(300));
+        assert_eq!(within(&told), "stopping");
+        client.stop(Duration::ZERO);
+        assert!(within(&told).contains("stop deadline"));
+        client.wait().unwrap();
+        thread.join().unwrap();
+        assert_eq!(told.try_iter().count(), 0);
+    });
+}
+
+/// One that has ended already, and one that finishes first.
+#[test]
+fn on_a_signal_the_loop_quits_after_the_last_of_its_clients_and_servers() {
+    alone!().run(|| {
+        let peer = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| {}).start()
+        });
+        let event_loop = EventLoop::new().unwrap();
+        let refused = TcpClient::connect(&event_loop, nobody())
+            .on_message(|_, _| {})
+            .on_connect_failed({
+                let (peer, handle) = (peer.addr(), Rc::new(RefCell::new(None)));
+                move |event_loop, _| {
+                    let client = TcpClient::connect(event_loop, peer)
+                        .retry(quick())
+                        .on_connect(|conn| {
+                            conn.send("all of this");
+                            raise(Signal::SIGTERM).unwrap();
+                        })
+                        .on_message(|_, _| {})
+                        .on_close(|_, reason| assert_eq!(reason.to_string(), "shut down"))
+                        .start()
+                        .unwrap();
+                    client.stop_on_signals(event_loop, DEADLINE).unwrap();
+                    handle.replace(Some(client));
+                }
+            })
+            .start()
+            .unwrap();
+        refused.stop_on_signals(&event_loop, DEADLINE).unwrap();
+        let server = TcpServer::bind(&event_loop, "127.0.0.1:0").unwrap();
+        let server = server.on_message(|_, _| {}).start().unwrap();
+        server.stop_on_signals(&event_loop, DEADLINE).unwrap();
+        event_loop.run().unwrap();
+        assert!(refused.is_ended() && server.is_ended());
+        common::eventually("the peer has got it", || peer.server.metrics().received == 11);
+        assert_eq!(event_loop.metrics().panics, 0);
+    });
+}
+
+#[test]
+fn signals_of_one_loop_stop_no_client_of_another() {
+    alone!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let scene = scene(nobody(), plain());
+        let error = scene.client.stop_on_signals(&event_loop, DEADLINE).unwrap_err();
+        assert!(error.to_string().contains("another loop"), "{error}");
+        drop(event_loop);
+        scene.client.wait().unwrap();
+    });
+}
