@@ -11,16 +11,13 @@
 
 mod common;
 
-use std::cell::RefCell;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
-use std::rc::Rc;
 use std::time::Duration;
 
-use common::{Long, Stop};
+use common::{Ending, Long};
 use ruduo::{
-    Buffer, CloseReason, Connection, EventLoop, Handler, LineCodec, Server, Signal, TcpClient,
+    Address, Buffer, Client, CloseReason, Connection, EventLoop, Handler, LineCodec, Server,
 };
 
 const HELP: &str = "\
@@ -57,11 +54,11 @@ fn main() -> ExitCode {
         }
         if timeout <= interval {
             let why = "--timeout: longer than --interval, or every connection is given up";
-            return Err(lexopt::Error::from(why).into());
+            return Err(common::usage(why));
         }
         let event_loop = EventLoop::new()?;
         match server {
-            Some(server) => connect(&event_loop, server, interval, timeout),
+            Some(server) => Ok(connect(&event_loop, server, interval, timeout)?),
             None => {
                 let server = Server::bind(&event_loop, listen)?
                     .threads(threads)
@@ -78,18 +75,21 @@ fn main() -> ExitCode {
 struct Beating {
     interval: Duration,
     lines: LineCodec,
-    /// Where a client leaves why its connection has ended.
-    end: Option<Rc<RefCell<Option<String>>>>,
+    /// A client's, which ends with its connection.
+    ending: Option<Ending>,
 }
 
 impl Beating {
     fn new(interval: Duration) -> Beating {
-        Beating { interval, lines: LineCodec::lf_or_crlf().max_len(1000), end: None }
+        Beating { interval, lines: LineCodec::lf_or_crlf().max_len(1000), ending: None }
     }
 }
 
 impl Handler for Beating {
     fn on_connect(&mut self, conn: &Connection) {
+        if self.ending.is_some() {
+            println!("connected to {}", conn.peer_addr());
+        }
         self.on_timer(conn, BEAT);
     }
 
@@ -109,42 +109,24 @@ impl Handler for Beating {
 
     fn on_close(&mut self, conn: &Connection, reason: &CloseReason) {
         log::info!("{}: {reason}", conn.peer_addr());
-        if let Some(end) = &self.end {
-            if !reason.is_clean() {
-                end.replace(Some(reason.to_string()));
-            }
-            conn.event_loop().quit();
+        if let Some(ending) = &self.ending {
+            ending.closed(conn.event_loop(), &format!("lost {}", conn.peer_addr()), reason);
         }
     }
 }
 
-/// A client: ends with its connection, or shuts it down on a signal.
+/// A client: ends with its connection.
 fn connect(
     event_loop: &EventLoop,
-    server: SocketAddr,
+    server: Address,
     interval: Duration,
     timeout: Duration,
-) -> Result<(), Stop> {
-    let stream = TcpStream::connect(server)
-        .map_err(|e| io::Error::new(e.kind(), format!("connecting to {server}: {e}")))?;
-    let end = Rc::new(RefCell::new(None));
-    let end_of_handler = end.clone();
-    let connection = TcpClient::from_stream(event_loop, stream)?.serve(move |conn| {
-        conn.set_idle_timeout(timeout);
-        Beating { end: Some(end_of_handler), ..Beating::new(interval) }
-    })?;
-    for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let (connection, mut again) = (connection.clone(), false);
-        event_loop.on_signal(signal, move |event_loop, _| {
-            if std::mem::replace(&mut again, true) || connection.shutdown().is_err() {
-                event_loop.quit();
-            }
-        })?;
-    }
-    println!("connected to {server}");
-    event_loop.run()?;
-    match end.take() {
-        None => Ok(()),
-        Some(why) => Err(io::Error::other(format!("lost {server}: {why}")).into()),
-    }
+) -> io::Result<()> {
+    let ending = Ending::default();
+    let (not_connected, of_handler) = (ending.clone(), ending.clone());
+    let client = Client::connect(event_loop, server)
+        .idle_timeout(timeout)
+        .on_connect_failed(move |event_loop, e| not_connected.not_connected(event_loop, e))
+        .serve(move |_| Beating { ending: Some(of_handler.clone()), ..Beating::new(interval) })?;
+    ending.run(event_loop, &client)
 }

@@ -14,30 +14,31 @@ mod dial;
 
 mod common;
 
-use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Long, Stop};
-use dial::{Deadlines, Front};
+use common::Long;
+use dial::{Deadlines, Front, Side};
 use lexopt::Arg::Value;
 use ruduo::{
-    Address, Buffer, CloseReason, Connection, EventLoop, Handler, Keepalive, Relay, Server,
+    Address, Buffer, CloseReason, ConnectFailure, Connection, EventLoop, Handler, Keepalive, Server,
 };
 
 const HELP: &str = "\
 Relays TCP connections to another address.
 
-Usage: tcp_relay LISTEN TARGET [--threads N] [--max N] [--stall SECONDS] [--patience SECONDS]
+Usage: tcp_relay LISTEN TARGET [--threads N] [--max N] [--connect-timeout SECONDS]
+                 [--stall SECONDS] [--patience SECONDS]
 
-  LISTEN              where to listen; port 0 is any free one
-  TARGET              where to, as NAME:PORT or ADDRESS:PORT; looked up for each connection
-  --threads N         threads that serve connections; 0: the accepting one [0]
-  --max N             how many connections may be relayed at once [10000]
-  --stall SECONDS     how long a side may take nothing of what waits for it [60]
-  --patience SECONDS  when one side has ended, how long the other may be silent [3600]
-  --help              this text
+  LISTEN                     where to listen; port 0 is any free one
+  TARGET                     where to, as NAME:PORT or ADDRESS:PORT; looked up for each connection
+  --threads N                threads that serve connections; 0: the accepting one [0]
+  --max N                    how many connections may be relayed at once [10000]
+  --connect-timeout SECONDS  how long the target may take to accept [10]
+  --stall SECONDS            how long a side may take nothing of what waits for it [60]
+  --patience SECONDS         when one side has ended, how long the other may be silent [3600]
+  --help                     this text
 
 SIGINT (Ctrl-C) and SIGTERM stop it; connections then have 5 seconds to finish.
 RUST_LOG=debug tells of each connection.";
@@ -45,12 +46,18 @@ RUST_LOG=debug tells of each connection.";
 fn main() -> ExitCode {
     common::run(HELP, |mut arguments| {
         let (mut addresses, mut threads, mut max) = (Vec::<String>::new(), 0, 10_000);
-        let mut deadlines =
-            Deadlines { stall: Duration::from_secs(60), patience: Duration::from_secs(3600) };
+        let mut deadlines = Deadlines {
+            connect: Duration::from_secs(10),
+            stall: Duration::from_secs(60),
+            patience: Duration::from_secs(3600),
+        };
         while let Some(argument) = arguments.next()? {
             match argument {
                 Long("threads") => threads = arguments.value()?,
                 Long("max") => max = arguments.value()?,
+                Long("connect-timeout") => {
+                    deadlines.connect = common::seconds("--connect-timeout", arguments.value()?)?;
+                }
                 Long("stall") => deadlines.stall = common::seconds("--stall", arguments.value()?)?,
                 Long("patience") => {
                     deadlines.patience = common::seconds("--patience", arguments.value()?)?;
@@ -63,14 +70,11 @@ fn main() -> ExitCode {
         }
         let [listen, target] = addresses
             .try_into()
-            .map_err(|_| usage("two addresses are needed, LISTEN and TARGET"))?;
-        let listen: Address = listen.parse().map_err(|e| usage(format!("LISTEN {listen}: {e}")))?;
-        let port = target.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
-        if !matches!(port, Some(Ok(1..))) {
-            return Err(usage(format!("TARGET {target}: no port at its end")));
-        }
+            .map_err(|_| common::usage("two addresses are needed, LISTEN and TARGET"))?;
+        let listen: Address =
+            listen.parse().map_err(|e| common::usage(format!("LISTEN {listen}: {e}")))?;
+        let target = Arc::new(common::name_and_port(&target)?);
         let event_loop = EventLoop::new()?;
-        let target: Arc<str> = target.into();
         let is_tcp = matches!(listen, Address::Ip(_));
         let mut server = Server::bind(&event_loop, listen)?
             .threads(threads)
@@ -81,28 +85,24 @@ fn main() -> ExitCode {
             server = server.keepalive(Keepalive::default());
         }
         let server =
-            server.serve(move |_| Session { target: target.clone(), deadlines, relay: None })?;
+            server.serve(move |_| Session { target: target.clone(), deadlines, side: None })?;
         server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
         println!("listening on {}", server.local_addr());
         Ok(event_loop.run()?)
     })
 }
 
-fn usage(why: impl Into<String>) -> Stop {
-    lexopt::Error::from(why.into()).into()
-}
-
 struct Session {
-    target: Arc<str>,
+    target: Arc<(String, u16)>,
     deadlines: Deadlines,
-    /// `None` until the target has accepted.
-    relay: Option<Relay>,
+    /// `None` until it is connected.
+    side: Option<Side>,
 }
 
 impl Front for Session {
-    fn joined(&mut self, conn: &Connection, outcome: io::Result<Relay>) {
+    fn joined(&mut self, conn: &Connection, outcome: Result<Side, ConnectFailure>) {
         match outcome {
-            Ok(relay) => self.relay = Some(relay),
+            Ok(side) => self.side = Some(side),
             Err(e) => {
                 log::warn!("{}: {e}", conn.peer_addr());
                 conn.reset();
@@ -111,35 +111,41 @@ impl Front for Session {
     }
 }
 
-/// Once it is joined, a relay. Before, reading pauses, so nothing comes.
 impl Handler for Session {
     fn on_connect(&mut self, conn: &Connection) {
-        dial::join::<Session>(conn, self.target.to_string(), self.deadlines);
+        conn.pause_reading();
+        let (name, port) = &*self.target;
+        match dial::join::<Session>(conn, (name, *port), self.deadlines) {
+            Ok(side) => self.side = Some(side),
+            Err(e) => {
+                log::error!("{}: {e}", conn.peer_addr());
+                conn.reset();
+            }
+        }
     }
 
     fn on_message(&mut self, conn: &Connection, input: &mut Buffer) {
-        if let Some(relay) = &mut self.relay {
-            relay.on_message(conn, input);
+        if let Some(side) = &mut self.side {
+            side.on_message(conn, input);
         }
     }
 
     fn on_half_close(&mut self, conn: &Connection) {
-        if let Some(relay) = &mut self.relay {
-            relay.on_half_close(conn);
+        if let Some(side) = &mut self.side {
+            side.on_half_close(conn);
         }
     }
 
     fn on_stopping(&mut self, conn: &Connection) {
-        match &mut self.relay {
-            Some(relay) => relay.on_stopping(conn),
-            None => conn.close(),
+        if let Some(side) = &mut self.side {
+            side.on_stopping(conn);
         }
     }
 
     fn on_close(&mut self, conn: &Connection, reason: &CloseReason) {
         log::debug!("{}: {reason}", conn.peer_addr());
-        if let Some(relay) = &mut self.relay {
-            relay.on_close(conn, reason);
+        if let Some(side) = &mut self.side {
+            side.on_close(conn, reason);
         }
     }
 }

@@ -3,16 +3,19 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod dialling;
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use common::program::{Program, binary, run};
 use common::{DEADLINE, eventually, pattern, read_n, read_to_end, reset};
+use dialling::full;
 use nix::sys::signal::Signal;
 
 /// A relay, and what it leads to.
@@ -169,7 +172,11 @@ fn a_target_that_refuses_is_a_reset_and_the_relay_lives_on() {
             let client = relay.connect();
             assert_eq!(read_to_end(&client).unwrap_err().kind(), ErrorKind::ConnectionReset);
         }
-        eventually("the log tells", || relay.log().matches("connecting to localhost").count() == 3);
+        eventually("the log tells", || {
+            let log = relay.log();
+            let told = log.lines().filter(|line| line.contains("connecting to \"localhost:"));
+            told.filter(|line| line.ends_with("nobody listens there")).count() == 3
+        });
         relay.ends_well_on(Signal::SIGTERM);
     });
 }
@@ -192,23 +199,49 @@ fn b62_clients_that_leave_at_once_leave_nothing_behind() {
     });
 }
 
-/// Nobody accepts there, and from some number on the kernel does not answer for it either.
+/// A relay to a target that never answers.
+fn to_silence(arguments: &[&str]) -> (Program, Vec<OwnedFd>) {
+    let (address, fds) = full();
+    let mut command = Command::new(binary("tcp_relay"));
+    command.args(["127.0.0.1:0", &address.to_string()]).args(arguments);
+    (Program::spawn(&mut command).listening(1), fds)
+}
+
 #[test]
-fn targets_that_do_not_answer_take_only_so_many_threads() {
-    const MOST: usize = 200;
+fn b59_targets_that_do_not_answer_take_no_threads_and_are_given_up() {
+    const CLIENTS: usize = 50;
     alone!().run(|| {
-        let scene = Scene::new(&[]);
-        let refused = || scene.relay.log().contains("targets are being connected already");
-        let mut clients = Vec::new();
-        while !refused() {
-            clients.push(scene.relay.connect());
-            let threads = fs::read_dir(format!("/proc/{}/task", scene.relay.pid())).unwrap();
-            assert!(threads.count() <= MOST + 10);
-            assert!(clients.len() < 5000, "nobody was refused");
+        let (relay, _silent) = to_silence(&["--threads", "2", "--connect-timeout", "0.5"]);
+        let sockets = relay.open_sockets();
+        let threads = || fs::read_dir(format!("/proc/{}/task", relay.pid())).unwrap().count();
+        let before = threads();
+        let clients: Vec<_> = (0..CLIENTS).map(|_| relay.connect()).collect();
+        for client in clients {
+            assert!(threads() <= before);
+            assert_eq!(read_to_end(&client).unwrap_err().kind(), ErrorKind::ConnectionReset);
         }
-        assert!(clients.len() > MOST);
-        drop(clients);
-        scene.relay.ends_well_on(Signal::SIGTERM);
+        eventually("the log tells", || relay.log().matches("no answer in time").count() == CLIENTS);
+        eventually("nothing is left", || relay.open_sockets() <= sockets);
+        relay.ends_well_on(Signal::SIGTERM);
+    });
+}
+
+/// The target would have all the time in the world.
+#[test]
+fn b62_a_target_is_not_waited_for_when_its_client_has_gone() {
+    alone!().run(|| {
+        let (relay, _silent) = to_silence(&["--connect-timeout", "3600"]);
+        let sockets = relay.open_sockets();
+        let clients: Vec<_> = (0..5).map(|_| relay.connect()).collect();
+        eventually("targets are being connected", || relay.open_sockets() == sockets + 10);
+        clients.into_iter().for_each(reset);
+        eventually("nothing is left", || relay.open_sockets() <= sockets);
+        let client = relay.connect();
+        eventually("one is being connected", || relay.open_sockets() == sockets + 2);
+        relay.signal(Signal::SIGTERM);
+        // Nothing has come yet that would be lost.
+        assert_eq!(read_to_end(&client).unwrap(), b"");
+        relay.ends_well();
     });
 }
 

@@ -5,18 +5,16 @@
 //! time: who pipes a whole book into the room must not be so busy talking that it is cut for not
 //! listening.
 
-use std::cell::RefCell;
 use std::io::{self, BufRead, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::rc::Rc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
 use ruduo::{
-    Buffer, CloseReason, Connection, ConnectionHandle, DecodeError, EventLoop, Handler, Signal,
-    TcpClient,
+    Address, Buffer, Client, CloseReason, Connection, ConnectionHandle, DecodeError, EventLoop,
+    Handler,
 };
 
+use crate::common::Ending;
 use crate::protocol::{EVENTS, Event, TEXTS};
 
 /// Messages that have been sent and not yet heard by everybody.
@@ -25,26 +23,14 @@ const WINDOW: usize = 16;
 /// Allows one message; comes back when that is heard.
 struct Permit;
 
-pub(crate) fn join(room: SocketAddr) -> io::Result<()> {
+pub(crate) fn join(room: Address) -> io::Result<()> {
     let event_loop = EventLoop::new()?;
-    let stream = TcpStream::connect(room)
-        .map_err(|e| io::Error::new(e.kind(), format!("joining the room at {room}: {e}")))?;
-    let (permits, permitted) = mpsc::channel();
-    let failure = Rc::new(RefCell::new(None));
-    let listener = Listener { permits, failure: failure.clone() };
-    let connection = TcpClient::from_stream(&event_loop, stream)?.serve(|_conn| listener)?;
-    for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let (connection, mut again) = (connection.clone(), false);
-        event_loop.on_signal(signal, move |event_loop, _| {
-            if std::mem::replace(&mut again, true) || connection.shutdown().is_err() {
-                event_loop.quit();
-            }
-        })?;
-    }
-    thread::spawn(move || speak(&connection, &permitted));
-    event_loop.run()?;
-    let failure = failure.take();
-    failure.map_or(Ok(()), |why| Err(io::Error::other(format!("thrown out of the room: {why}"))))
+    let ending = Ending::default();
+    let (not_connected, of_handler) = (ending.clone(), ending.clone());
+    let client = Client::connect(&event_loop, room)
+        .on_connect_failed(move |event_loop, e| not_connected.not_connected(event_loop, e))
+        .serve(move |_| Listener { permits: None, ending: of_handler.clone() })?;
+    ending.run(&event_loop, &client)
 }
 
 /// Sends what is typed, and leaves at its end, when all of it has been heard.
@@ -78,21 +64,31 @@ fn printable(text: &[u8]) -> String {
 }
 
 struct Listener {
-    permits: Sender<Permit>,
-    /// Why the connection ended, if nobody here wanted it to.
-    failure: Rc<RefCell<Option<String>>>,
+    /// For the thread that speaks.
+    permits: Option<Sender<Permit>>,
+    ending: Ending,
 }
 
 impl Listener {
     fn permit(&self) {
-        // Nobody speaks any more after the end of standard input.
-        let _ = self.permits.send(Permit);
+        if let Some(permits) = &self.permits {
+            // Nobody speaks any more after the end of standard input.
+            let _ = permits.send(Permit);
+        }
     }
 }
 
 impl Handler for Listener {
-    fn on_connect(&mut self, _conn: &Connection) {
+    fn on_connect(&mut self, conn: &Connection) {
+        let (permits, permitted) = mpsc::channel();
+        self.permits = Some(permits);
         (0..WINDOW).for_each(|_| self.permit());
+        let connection = conn.handle();
+        let speak = move || speak(&connection, &permitted);
+        if let Err(e) = thread::Builder::new().name("speaker".into()).spawn(speak) {
+            let why = format!("starting a thread that reads standard input: {e}");
+            self.ending.fails(conn.event_loop(), why);
+        }
     }
 
     fn on_message(&mut self, conn: &Connection, input: &mut Buffer) {
@@ -120,10 +116,6 @@ impl Handler for Listener {
     }
 
     fn on_close(&mut self, conn: &Connection, reason: &CloseReason) {
-        let left = reason.is_clean() || matches!(reason, CloseReason::Closed);
-        if !left {
-            self.failure.replace(Some(reason.to_string()));
-        }
-        conn.event_loop().quit();
+        self.ending.closed(conn.event_loop(), "thrown out of the room", reason);
     }
 }

@@ -11,10 +11,10 @@ mod client;
 mod protocol;
 mod server;
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use common::Long;
+use ruduo::Address;
 
 const HELP: &str = "\
 A chat room over TCP, with length-prefixed messages.
@@ -32,7 +32,7 @@ the end of its standard input, when all it said has been heard.";
 
 fn main() -> ExitCode {
     common::run(HELP, |mut arguments| {
-        let (mut listen, mut threads, mut join) = (common::loopback(2033), 0, None::<SocketAddr>);
+        let (mut listen, mut threads, mut join) = (common::loopback(2033), 0, None::<Address>);
         while let Some(argument) = arguments.next()? {
             match argument {
                 Long("listen") => listen = arguments.value()?,

@@ -1,120 +1,117 @@
 //! Connecting the one side of a relay to the other, for the examples that are relays.
 //!
-//! Looking up a name and connecting may take long, so a thread of its own does both. Then the stream
-//! is given to the loop of the connection that is to be joined, and the two belong together. There
-//! are only so many such threads at a time: who comes when all of them wait for targets that do not
-//! answer is told that it can't be.
+//! The other side is a client on the loop that serves the first one. So nothing blocks and no thread
+//! is started, however long the target takes, and how many wait at a time is bounded by how many
+//! connections are let in.
+//!
+//! ```text
+//!   Joining ──connected──▶ Joined: a Relay on either side
+//!      │
+//!      └── fails, too late ──▶ Front::joined is told; or the first side ends: nobody is, and the
+//!                              attempt is given up
+//! ```
 
 use std::io;
-use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 use std::time::Duration;
 
-use ruduo::{Connection, ConnectionHandle, EventLoop, Handler, HandlerHandle, Relay, TcpClient};
-
-/// How long each of a name's addresses may take to accept.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-const MAX_DIALS: usize = 200;
-static DIALS: AtomicUsize = AtomicUsize::new(0);
-
-/// One of those that may be going on; gives its place back when dropped.
-struct Dial;
-
-impl Dial {
-    fn begin() -> Option<Dial> {
-        let one_more = |n| (n < MAX_DIALS).then_some(n + 1);
-        DIALS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
-        Some(Dial)
-    }
-}
-
-impl Drop for Dial {
-    fn drop(&mut self) {
-        DIALS.fetch_sub(1, Ordering::Relaxed);
-    }
-}
+use ruduo::{
+    Buffer, ClientHandle, CloseReason, ConnectFailure, Connection, ConnectionHandle, Handler,
+    HandlerHandle, Keepalive, Relay, TcpClient,
+};
 
 /// A connection that came to us and is to be joined with another.
 pub(crate) trait Front: Handler {
     /// The other side is there, and this is for the handler to become; or it can't be reached.
     /// What is sent here comes before anything of the other side's.
-    fn joined(&mut self, conn: &Connection, outcome: io::Result<Relay>);
+    fn joined(&mut self, conn: &Connection, outcome: Result<Side, ConnectFailure>);
 }
 
 /// How long the other side may keep us waiting.
 #[derive(Clone, Copy)]
 pub(crate) struct Deadlines {
+    /// Accepting, with the time to look up its name.
+    pub(crate) connect: Duration,
     /// Taking nothing of what waits for it.
     pub(crate) stall: Duration,
     /// Saying nothing after our end of the stream.
     pub(crate) patience: Duration,
 }
 
-/// Connects to `target` (a name or address, and a port) and joins `conn`, whose handler is an `F`,
-/// with what comes of it. Until then, reading pauses.
-pub(crate) fn join<F: Front>(conn: &Connection, target: String, deadlines: Deadlines) {
-    let Some(place) = Dial::begin() else {
-        log::warn!("{}: {MAX_DIALS} targets are being connected already", conn.peer_addr());
-        return conn.reset();
-    };
-    conn.pause_reading();
-    let front: HandlerHandle<F> = conn.handle_for();
-    let event_loop = conn.event_loop().handle();
-    let dial = move || {
-        let stream = connect(&target);
-        drop(place);
-        // If the loop has ended, so has the connection.
-        let _ = event_loop.post(move |event_loop| give(event_loop, front, stream, deadlines));
-    };
-    if let Err(e) = thread::Builder::new().name("dial".into()).spawn(dial) {
-        log::error!("starting a thread that connects: {e}");
-        conn.reset();
-    }
-}
-
-fn connect(target: &str) -> io::Result<TcpStream> {
-    let failed = |e: io::Error| io::Error::new(e.kind(), format!("connecting to {target}: {e}"));
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "it has no address");
-    for address in target.to_socket_addrs().map_err(failed)? {
-        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-            Ok(stream) => return Ok(stream),
-            Err(e) => last = e,
-        }
-    }
-    Err(failed(last))
-}
-
-/// On the loop: makes the other side a connection, and tells the first one.
-fn give<F: Front>(
-    event_loop: &EventLoop,
-    front: HandlerHandle<F>,
-    stream: io::Result<TcpStream>,
+/// Connects to a target, a name or an address and a port, and joins `conn`, whose handler is an `F`
+/// and which has paused reading, with what comes of it. Then reading resumes.
+///
+/// # Errors
+/// Deadlines of no time.
+pub(crate) fn join<F: Front>(
+    conn: &Connection,
+    (name, port): (&str, u16),
     deadlines: Deadlines,
-) {
-    let front_handle = front.connection().clone();
-    let back = stream.and_then(|stream| TcpClient::from_stream(event_loop, stream)).and_then(|c| {
-        c.serve(move |back| {
-            back.set_write_stall_timeout(deadlines.stall);
-            back.set_linger(deadlines.patience);
+) -> io::Result<Side> {
+    let front: HandlerHandle<F> = conn.handle_for();
+    let failed = front.clone();
+    // Not a text with both in it, which could also be the path of a Unix socket: some of those who
+    // choose the name are strangers.
+    let client = TcpClient::connect(conn.event_loop(), (name, port))
+        .connect_timeout(deadlines.connect)
+        .write_stall_timeout(deadlines.stall)
+        .linger(deadlines.patience)
+        .keepalive(Keepalive::default())
+        .on_connect_failed(move |_, failure| {
+            let failure = failure.clone();
+            // An error, here and below, says that the first side is over.
+            let _ = failed.post(|front, conn| front.joined(conn, Err(failure)));
+        })
+        .serve(move |back| {
             // Until the first side is ready.
             back.pause_reading();
-            Relay::new(back, &front_handle)
-        })
-    });
-    let back = back.map(|back| Unjoined(Some(back)));
-    // An error says that it is over. However this ends without a call, the other side is reset.
-    let _ = front.post(move |front, conn| match back.map(Unjoined::join) {
-        Ok(None) => {}
-        Ok(Some(back)) => {
-            conn.set_linger(deadlines.patience);
-            front.joined(conn, Ok(Relay::new(conn, &back)));
-            conn.resume_reading();
-            let _ = back.resume_reading();
+            // However the call ends without being made, this side is reset.
+            let unjoined = Unjoined(Some(back.handle()));
+            let _ = front.post(move |front, conn| {
+                if let Some(back) = unjoined.join() {
+                    conn.set_linger(deadlines.patience);
+                    front.joined(conn, Ok(Side::Joined(Relay::new(conn, &back))));
+                    conn.resume_reading();
+                    let _ = back.resume_reading();
+                }
+            });
+            Relay::new(back, front.connection())
+        })?;
+    Ok(Side::Joining(client))
+}
+
+/// The first side of a relay: a part of its handler.
+pub(crate) enum Side {
+    /// The other one is being connected. Reading has paused, so nothing comes.
+    Joining(ClientHandle),
+    Joined(Relay),
+}
+
+impl Handler for Side {
+    fn on_message(&mut self, conn: &Connection, input: &mut Buffer) {
+        if let Side::Joined(relay) = self {
+            relay.on_message(conn, input);
         }
-        Err(e) => front.joined(conn, Err(e)),
-    });
+    }
+
+    fn on_half_close(&mut self, conn: &Connection) {
+        if let Side::Joined(relay) = self {
+            relay.on_half_close(conn);
+        }
+    }
+
+    fn on_stopping(&mut self, conn: &Connection) {
+        match self {
+            Side::Joining(_) => conn.close(),
+            Side::Joined(relay) => relay.on_stopping(conn),
+        }
+    }
+
+    fn on_close(&mut self, conn: &Connection, reason: &CloseReason) {
+        match self {
+            Side::Joining(client) => client.stop(Duration::ZERO),
+            Side::Joined(relay) => relay.on_close(conn, reason),
+        }
+    }
 }
 
 /// A connection that nobody knows but this, and that ends with it.

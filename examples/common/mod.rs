@@ -4,12 +4,14 @@
 // Not every example uses everything.
 #![allow(dead_code)]
 
+use std::cell::RefCell;
 use std::io;
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::str::FromStr;
 use std::time::Duration;
 
-use ruduo::{Address, EventLoop, Server, ServerHandle};
+use ruduo::{Address, ClientHandle, CloseReason, ConnectFailure, EventLoop, Server, ServerHandle};
 
 pub(crate) use lexopt::prelude::{Long, Short};
 
@@ -82,6 +84,41 @@ pub(crate) fn run_server(
     })
 }
 
+/// The end of a program that is the client of one connection: it ends with that, and fails if that
+/// was not to end.
+#[derive(Clone, Default)]
+pub(crate) struct Ending(Rc<RefCell<Option<String>>>);
+
+impl Ending {
+    /// What `on_connect_failed` calls.
+    pub(crate) fn not_connected(&self, event_loop: &EventLoop, failure: &ConnectFailure) {
+        self.fails(event_loop, failure.to_string());
+    }
+
+    /// What `on_close` calls. That the program or its user has ended it is no failure.
+    pub(crate) fn closed(&self, event_loop: &EventLoop, what: &str, reason: &CloseReason) {
+        use CloseReason::{Closed, LoopEnded, Stopped};
+        if reason.is_clean() || matches!(reason, Closed | LoopEnded | Stopped) {
+            event_loop.quit();
+        } else {
+            self.fails(event_loop, format!("{what}: {reason}"));
+        }
+    }
+
+    /// The first reason is the one that is told.
+    pub(crate) fn fails(&self, event_loop: &EventLoop, why: String) {
+        self.0.borrow_mut().get_or_insert(why);
+        event_loop.quit();
+    }
+
+    /// Runs the loop until then, or until a signal has ended it.
+    pub(crate) fn run(self, event_loop: &EventLoop, client: &ClientHandle) -> io::Result<()> {
+        client.stop_on_signals(event_loop, Duration::from_secs(5))?;
+        event_loop.run()?;
+        self.0.take().map_or(Ok(()), |why| Err(io::Error::other(why)))
+    }
+}
+
 /// The words of the command line. `--help` among them stops the program.
 pub(crate) struct Arguments(lexopt::Parser);
 
@@ -107,11 +144,25 @@ impl Arguments {
 pub(crate) fn seconds(option: &str, number: f64) -> Result<Duration, Stop> {
     match Duration::try_from_secs_f64(number) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => {
-            let why = format!("{option} {number}: not a number of seconds above 0");
-            Err(lexopt::Error::from(why).into())
-        }
+        _ => Err(usage(format!("{option} {number}: not a number of seconds above 0"))),
     }
+}
+
+/// What is to be connected to, given as NAME:PORT, ADDRESS:PORT or [ADDRESS]:PORT.
+pub(crate) fn name_and_port(text: &str) -> Result<(String, u16), Stop> {
+    let parts = text.rsplit_once(':').map(|(name, port)| (name, port.parse()));
+    match parts {
+        Some((name, Ok(port @ 1..))) if !name.is_empty() => {
+            let bare = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+            Ok((bare.unwrap_or(name).to_owned(), port))
+        }
+        _ => Err(usage(format!("{text}: not a name or address with a port, as NAME:PORT"))),
+    }
+}
+
+/// Arguments make no sense.
+pub(crate) fn usage(why: impl Into<String>) -> Stop {
+    lexopt::Error::from(why.into()).into()
 }
 
 /// An address that only this machine reaches.
