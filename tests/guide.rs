@@ -5,6 +5,8 @@
 #[path = "../docs/guide/asking.rs"]
 mod asking;
 mod common;
+#[path = "../docs/guide/datagrams.rs"]
+mod datagrams;
 #[allow(dead_code)]
 #[path = "../docs/guide/echo.rs"]
 mod echo;
@@ -32,6 +34,7 @@ fn the_guide_shows_its_programs_as_they_are() {
         include_str!("../docs/guide/lines.rs"),
         include_str!("../docs/guide/hub.rs"),
         include_str!("../docs/guide/asking.rs"),
+        include_str!("../docs/guide/datagrams.rs"),
     ];
     let blocks: Vec<_> = guide.split("```rust").skip(1).collect();
     assert!(blocks.len() > 10);
@@ -161,5 +164,32 @@ fn at_the_end_the_hub_says_good_night() {
         }
         drop(peers);
         hub.server.wait().unwrap();
+    });
+}
+
+#[test]
+fn datagrams_are_counted_for_each_peer_and_a_question_gets_its_answer() {
+    alone!().run(|| {
+        let (send, receive) = std::sync::mpsc::channel();
+        let serve = move |event_loop: &ruduo::EventLoop| {
+            send.send(datagrams::serve(event_loop, "127.0.0.1:0")?).unwrap();
+            Ok(())
+        };
+        let builder = ruduo::EventLoop::builder();
+        let thread = ruduo::LoopThread::spawn("test-loop", builder, serve).unwrap();
+        let server = common::within(&receive);
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        peer.set_read_timeout(Some(common::DEADLINE)).unwrap();
+        for count in 1..4 {
+            peer.send_to(&[b'x'; 7], server.local_addr()).unwrap();
+            let mut bytes = [0; 64];
+            let n = peer.recv(&mut bytes).unwrap();
+            assert_eq!(bytes[..n], *format!("your number {count}, of 7 bytes").as_bytes());
+        }
+        let event_loop = ruduo::EventLoop::new().unwrap();
+        let client = datagrams::ask(&event_loop, server.local_addr()).unwrap();
+        event_loop.run().unwrap();
+        assert_eq!((client.metrics().sent, client.metrics().received), (1, 1));
+        drop(thread);
     });
 }

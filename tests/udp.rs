@@ -98,9 +98,9 @@ fn b63_what_does_not_fit_is_cut_off_and_its_real_size_told() {
     });
 }
 
-/// A port that nobody has.
+/// A port that nobody has, at an address that nobody else uses.
 fn nobody() -> Address {
-    peer("127.0.0.1:0").local_addr().unwrap().into()
+    peer("127.77.0.1:0").local_addr().unwrap().into()
 }
 
 #[test]

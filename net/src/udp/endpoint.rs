@@ -30,8 +30,8 @@ use crate::metrics;
 /// Calls that send, in one event. What is left goes on at the end of the next turn.
 const MAX_CALLS: usize = 64;
 
-/// How long sending pauses when the kernel has no memory for it, or a Unix peer that the socket is
-/// not connected to takes no more: of neither does the poller tell the end.
+/// How long sending pauses when the kernel has no memory for it, of which the poller does not tell
+/// the end.
 const SEND_PAUSE: Duration = Duration::from_millis(2);
 
 /// How long receiving pauses when it fails again and again without anything coming.
@@ -260,12 +260,14 @@ impl<H: UdpHandler> Endpoint<H> {
         let is_internet = core.bound.family().is_some();
         let is_connected = core.bound.peer.is_some();
         match errno {
+            // Otherwise it is one peer of many that does not read, and nobody else is to wait for
+            // that: the datagram is lost, as over a network.
             Errno::EAGAIN if is_internet || is_connected => {
                 core.waits_for.set(WaitsFor::Room);
                 core.has_waited.set(true);
                 return Flushed::Done;
             }
-            Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => {
+            Errno::ENOBUFS | Errno::ENOMEM => {
                 core.waits_for.set(WaitsFor::Timer);
                 core.has_waited.set(true);
                 return Flushed::Done;

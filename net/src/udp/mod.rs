@@ -80,7 +80,9 @@ impl UdpServer {
     /// socket. Nothing happens before [`start`](UdpBuilder::start) or [`serve`](UdpBuilder::serve).
     ///
     /// The file of a Unix socket that a server has left which is no more is replaced; at the end it
-    /// is removed. Its peers need a name of their own if they are to be answered.
+    /// is removed. Its peers need a name of their own if they are to be answered; a datagram for one
+    /// that does not read, so that its kernel takes no more, is lost, and `on_error` gets
+    /// `WouldBlock`.
     ///
     /// `"[::]:2007"` serves IPv4 too, unless [`ipv6_only`](UdpBuilder::ipv6_only); such peers have
     /// addresses like `[::ffff:127.0.0.1]:7`.

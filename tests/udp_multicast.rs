@@ -1,0 +1,229 @@
+//! Groups, on this machine alone: joined and left, by interface, looped back or not.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod datagrams;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::os::fd::BorrowedFd;
+use std::sync::mpsc::{Receiver, channel};
+
+use common::{eventually, within};
+use datagrams::{Running, start};
+use nix::sys::socket::{SockaddrIn, getsockname, getsockopt, sockopt};
+use ruduo::{Address, Interface, UdpServer};
+
+const GROUP: Ipv4Addr = Ipv4Addr::new(239, 255, 77, 1);
+const OTHER: Ipv4Addr = Ipv4Addr::new(239, 255, 77, 2);
+const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff12, 0, 0, 0, 0, 0, 0x7764, 1);
+
+/// Receives on all groups it is told of and says what came.
+fn listener(
+    bind: &'static str,
+    groups: Vec<IpAddr>,
+    interface: Interface,
+    threads: usize,
+) -> (Running, Receiver<String>) {
+    let (send, receive) = channel();
+    let running = start(move |event_loop| {
+        let mut udp = UdpServer::bind(event_loop, bind).threads(threads);
+        for group in groups {
+            udp = udp.join(group, interface.clone());
+        }
+        udp.on_datagram(move |socket, datagram| {
+            let text = String::from_utf8(datagram.bytes().to_vec()).unwrap();
+            send.send(text).unwrap();
+            socket.answer(datagram, datagram.bytes());
+        })
+        .start()
+    });
+    (running, receive)
+}
+
+/// Sends to groups on an interface.
+fn sender(bind: &'static str, interface: Interface, to_ourselves: bool) -> Running {
+    start(move |event_loop| {
+        UdpServer::bind(event_loop, bind)
+            .multicast_interface(interface)
+            .multicast_loop(to_ourselves)
+            .multicast_ttl(7)
+            .ttl(3)
+            .on_datagram(|_, _| {})
+            .start()
+    })
+}
+
+fn send(from: &Running, text: &str, group: impl Into<IpAddr>, to: &Running) {
+    let address = Address::Ip((group.into(), to.addr().port()).into());
+    from.udp.socket().send_to(text, &address).unwrap();
+}
+
+/// By plain sockets, so that nothing of ours is taken for a want of the machine.
+fn machine_can_v4() -> bool {
+    let outcome = || {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.join_multicast_v4(&GROUP, &Ipv4Addr::LOCALHOST)
+    };
+    outcome().inspect_err(|e| eprintln!("SKIPPED: no IPv4 multicast on loopback: {e}")).is_ok()
+}
+
+fn machine_can_v6() -> Option<u32> {
+    let lo = nix::net::if_::if_nametoindex("lo").unwrap();
+    let outcome = || {
+        let socket = UdpSocket::bind("[::]:0")?;
+        socket.join_multicast_v6(&GROUP_V6, lo)?;
+        let to = std::net::SocketAddrV6::new(GROUP_V6, socket.local_addr()?.port(), 0, lo);
+        socket.send_to(b"x", to)
+    };
+    outcome().inspect_err(|e| eprintln!("SKIPPED: no IPv6 multicast on loopback: {e}")).ok()?;
+    Some(lo)
+}
+
+fn loopback() -> Interface {
+    Interface::Address(Ipv4Addr::LOCALHOST)
+}
+
+#[test]
+fn what_is_sent_to_a_group_comes_to_who_has_joined_it_and_can_be_answered() {
+    each_poller!().run(|| {
+        if !machine_can_v4() {
+            return;
+        }
+        for by in [loopback(), Interface::from("lo"), Interface::Index(1)] {
+            let (member, heard) = listener("0.0.0.0:0", vec![GROUP.into()], by.clone(), 0);
+            let sender = sender("127.0.0.1:0", by, true);
+            send(&sender, "hello", GROUP, &member);
+            assert_eq!(within(&heard), "hello");
+            eventually("the answer", || sender.metrics().received == 1);
+        }
+    });
+}
+
+#[test]
+fn a_group_is_joined_and_left_while_it_serves() {
+    each_poller!().run(|| {
+        if !machine_can_v4() {
+            return;
+        }
+        let (member, heard) = listener("0.0.0.0:0", vec![GROUP.into()], loopback(), 0);
+        let sender = sender("127.0.0.1:0", loopback(), true);
+        // The other one is not ours yet. What comes to the first later shows that it has not come.
+        send(&sender, "to the other", OTHER, &member);
+        send(&sender, "to the first", GROUP, &member);
+        assert_eq!(within(&heard), "to the first");
+        let call = |f: fn(&ruduo::UdpSocket<'_>) -> std::io::Result<()>| {
+            let (send, receive) = channel();
+            member.udp.socket().post(move |socket| send.send(f(socket)).unwrap()).unwrap();
+            within(&receive)
+        };
+        call(|socket| socket.join(OTHER, Ipv4Addr::LOCALHOST)).unwrap();
+        call(|socket| socket.leave(GROUP, Ipv4Addr::LOCALHOST)).unwrap();
+        send(&sender, "to the first", GROUP, &member);
+        send(&sender, "to the other", OTHER, &member);
+        assert_eq!(within(&heard), "to the other");
+        let error = call(|socket| socket.leave(GROUP, Ipv4Addr::LOCALHOST)).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AddrNotAvailable);
+        assert!(error.to_string().contains("leaving 239.255.77.1"), "{error}");
+    });
+}
+
+#[test]
+fn of_several_loops_one_hears_a_group() {
+    each_poller!().run(|| {
+        if !machine_can_v4() {
+            return;
+        }
+        let (member, heard) = listener("0.0.0.0:0", vec![GROUP.into()], loopback(), 3);
+        let sender = sender("127.0.0.1:0", loopback(), true);
+        for text in ["one", "two", "three"] {
+            send(&sender, text, GROUP, &member);
+            assert_eq!(within(&heard), text);
+        }
+        eventually("all answers", || sender.metrics().received == 3);
+        member.stop();
+        assert_eq!(member.metrics().received, 3);
+    });
+}
+
+#[test]
+fn several_programs_share_the_port_of_a_group() {
+    each_poller!().run(|| {
+        if !machine_can_v4() {
+            return;
+        }
+        let (send_text, heard) = channel();
+        let member = start(move |event_loop| {
+            UdpServer::bind(event_loop, "0.0.0.0:0")
+                .reuse_address(true)
+                .join(GROUP, "127.0.0.1")
+                .on_datagram(move |_, datagram| send_text.send(datagram.bytes().to_vec()).unwrap())
+                .start()
+        });
+        let (send_text, heard_too) = channel();
+        let port = member.addr().port();
+        let second = start(move |event_loop| {
+            UdpServer::bind(event_loop, (Ipv4Addr::UNSPECIFIED, port))
+                .reuse_address(true)
+                .join(GROUP, "127.0.0.1")
+                .on_datagram(move |_, datagram| send_text.send(datagram.bytes().to_vec()).unwrap())
+                .start()
+        });
+        let sender = sender("127.0.0.1:0", loopback(), true);
+        send(&sender, "to all", GROUP, &member);
+        assert_eq!(within(&heard), b"to all");
+        assert_eq!(within(&heard_too), b"to all");
+        drop(second);
+    });
+}
+
+#[test]
+fn ipv6_has_groups_too() {
+    each_poller!().run(|| {
+        let Some(lo) = machine_can_v6() else { return };
+        for by in [Interface::Index(lo), Interface::from("lo")] {
+            let (member, heard) = listener("[::]:0", vec![GROUP_V6.into()], by.clone(), 0);
+            let sender = sender("[::1]:0", by, true);
+            send(&sender, "hello", GROUP_V6, &member);
+            assert_eq!(within(&heard), "hello");
+        }
+        // An address names no interface there.
+        let error = ruduo::EventLoop::new().map(|event_loop| {
+            UdpServer::bind(&event_loop, "[::]:0")
+                .join(GROUP_V6, "127.0.0.1")
+                .on_datagram(|_, _| {})
+                .start()
+                .unwrap_err()
+        });
+        assert!(error.unwrap().to_string().contains("names no interface for IPv6"));
+    });
+}
+
+/// The only descriptor of this process that is bound to the port.
+fn with_fd_at<R>(port: u16, f: impl Fn(BorrowedFd<'_>) -> R) -> R {
+    let fds = std::fs::read_dir("/proc/self/fd").unwrap();
+    let fds = fds.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<i32>().ok());
+    let found =
+        fds.filter(|fd| getsockname::<SockaddrIn>(*fd).is_ok_and(|address| address.port() == port));
+    let found: Vec<_> = found.collect();
+    assert_eq!(found.len(), 1);
+    // SAFETY: it is a socket that stays open: the caller holds the server it belongs to.
+    f(unsafe { BorrowedFd::borrow_raw(found[0]) })
+}
+
+#[test]
+fn hops_are_counted_and_groups_looped_back_as_told() {
+    each_poller!().run(|| {
+        // The loopback interface brings everything back, whatever is told, so the kernel is asked.
+        for to_ourselves in [true, false] {
+            let sender = sender("127.0.0.1:0", Interface::Any, to_ourselves);
+            let looped = |fd: BorrowedFd<'_>| getsockopt(&fd, sockopt::IpMulticastLoop).unwrap();
+            assert_eq!(with_fd_at(sender.addr().port(), looped), to_ourselves);
+        }
+        let sender = sender("127.0.0.1:0", Interface::Any, true);
+        with_fd_at(sender.addr().port(), |fd| {
+            assert_eq!(getsockopt(&fd, sockopt::Ipv4Ttl).unwrap(), 3);
+            assert_eq!(getsockopt(&fd, sockopt::IpMulticastTtl).unwrap(), 7);
+        });
+    });
+}

@@ -1,0 +1,349 @@
+//! What waits to be sent: the bound, what is done without room, and when sending fails for a while.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod datagrams;
+
+use std::cell::RefCell;
+use std::io::ErrorKind;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use common::{DEADLINE, eventually, within};
+use datagrams::{Running, echo, hold, peer, recv, start, turns_in};
+use ruduo::{Address, UdpClient, UdpServer, UdpSocketHandle, WhenFull};
+
+/// A peer whose kernel keeps a few datagrams for it, and then no more.
+struct Reader {
+    socket: UnixDatagram,
+    name: String,
+}
+
+impl Reader {
+    fn new() -> Reader {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("ruduo-reader-{}-{n}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let socket = UnixDatagram::bind_addr(&address).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        Reader { socket, name }
+    }
+
+    fn address(&self) -> Address {
+        format!("unix:@{}", self.name).parse().unwrap()
+    }
+
+    #[track_caller]
+    fn recv(&self) -> Vec<u8> {
+        let mut bytes = vec![0; 65_536];
+        let n = self.socket.recv(&mut bytes).unwrap();
+        bytes.truncate(n);
+        bytes
+    }
+
+    /// What its kernel has for it now.
+    fn recv_all(&self) -> Vec<u32> {
+        let mut all = Vec::new();
+        self.socket.set_nonblocking(true).unwrap();
+        let mut bytes = [0; 2000];
+        while let Ok(n) = self.socket.recv(&mut bytes) {
+            all.push(number(&bytes[..n]));
+        }
+        self.socket.set_nonblocking(false).unwrap();
+        all
+    }
+}
+
+/// A datagram of 1,000 bytes with a number in it.
+fn numbered(n: u32) -> Vec<u8> {
+    let mut bytes = vec![0; 1000];
+    bytes[..4].copy_from_slice(&n.to_le_bytes());
+    bytes
+}
+
+fn number(bytes: &[u8]) -> u32 {
+    assert_eq!(bytes.len(), 1000);
+    u32::from_le_bytes(bytes[..4].try_into().unwrap())
+}
+
+fn send_numbered(handle: &UdpSocketHandle, count: u32) {
+    let send =
+        move |socket: &ruduo::UdpSocket<'_>| (0..count).for_each(|n| socket.send(numbered(n)));
+    handle.post(send).unwrap();
+}
+
+/// Sends a thousand datagrams at once, of which the queue holds nine, to a peer that reads nothing
+/// until all is settled. Returns what the peer got.
+fn flood(when_full: WhenFull) -> (Vec<u32>, Running) {
+    let reader = Reader::new();
+    let target = reader.address();
+    let (send, receive) = channel();
+    let running = start(move |event_loop| {
+        UdpClient::connect(event_loop, &target)
+            .queue_limit(10_000)
+            .when_full(when_full)
+            .on_datagram(|_, _| {})
+            .on_drained(move |_| send.send(()).unwrap())
+            .start()
+    });
+    let handle = running.udp.socket();
+    // So many that the peer's kernel takes no more.
+    let queued = || {
+        let (send, receive) = channel();
+        handle.post(move |socket| send.send(socket.queued()).unwrap()).unwrap();
+        within(&receive)
+    };
+    eventually("the peer is full", || {
+        handle.send(numbered(1_000_000)).unwrap();
+        // What is sent leaves at the end of the turn; what is posted then runs in a later one.
+        queued();
+        queued() > 0
+    });
+    send_numbered(handle, 1000);
+    queued();
+    let queued = queued();
+    assert!(queued <= if when_full == WhenFull::PauseReading { 20_000 } else { 10_000 });
+    let all = RefCell::new(Vec::new());
+    eventually("all has left", || {
+        let drained = receive.try_recv().is_ok();
+        all.borrow_mut().extend(reader.recv_all());
+        drained
+    });
+    let mut all = all.take();
+    all.retain(|n| *n < 1_000_000);
+    (all, running)
+}
+
+#[test]
+fn without_room_the_newest_is_dropped() {
+    each_poller!().run(|| {
+        let (all, running) = flood(WhenFull::DropNewest);
+        assert!((5..10).contains(&all.len()), "{all:?}");
+        assert_eq!(all, Vec::from_iter(0..all.len() as u32));
+        let metrics = running.metrics();
+        assert_eq!(metrics.dropped_newest, 1000 - all.len() as u64, "{metrics}");
+        assert_eq!((metrics.dropped_oldest, metrics.send_errors), (0, 0), "{metrics}");
+    });
+}
+
+#[test]
+fn without_room_the_oldest_is_dropped() {
+    each_poller!().run(|| {
+        let (all, running) = flood(WhenFull::DropOldest);
+        assert!((5..10).contains(&all.len()), "{all:?}");
+        assert_eq!(all, Vec::from_iter(1000 - all.len() as u32..1000));
+        let metrics = running.metrics();
+        assert!(metrics.dropped_oldest >= 1000 - all.len() as u64, "{metrics}");
+        assert_eq!((metrics.dropped_newest, metrics.send_errors), (0, 0), "{metrics}");
+    });
+}
+
+#[test]
+fn pausing_still_has_a_bound() {
+    each_poller!().run(|| {
+        let (all, running) = flood(WhenFull::PauseReading);
+        assert!((12..20).contains(&all.len()), "{all:?}");
+        assert_eq!(all, Vec::from_iter(0..all.len() as u32));
+        let metrics = running.metrics();
+        assert_eq!(metrics.dropped_newest, 1000 - all.len() as u64, "{metrics}");
+    });
+}
+
+#[test]
+fn a_socket_that_pauses_reading_loses_nothing_of_a_peer_that_reads_late() {
+    each_poller!().run(|| {
+        let reader = Reader::new();
+        let target = reader.address();
+        let running = start(move |event_loop| {
+            UdpClient::connect(event_loop, &target)
+                .bind_local(format!("{target}-answers"))
+                .queue_limit(64 * 1024)
+                .when_full(WhenFull::PauseReading)
+                .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+                .start()
+        });
+        let to = SocketAddr::from_abstract_name(format!("{}-answers", reader.name)).unwrap();
+        reader.socket.set_nonblocking(true).unwrap();
+        // Until its kernel takes no more either, for the socket receives nothing more.
+        let mut sent = 0;
+        let mut paused = || {
+            while reader.socket.send_to_addr(&numbered(sent), &to).is_ok() {
+                sent += 1;
+            }
+            running.metrics().paused_by_output == 1
+        };
+        let start = std::time::Instant::now();
+        while !paused() {
+            assert!(start.elapsed() < DEADLINE, "{}", running.metrics());
+            std::thread::yield_now();
+        }
+        eventually("it stands still", || {
+            turns_in(running.event_loop(), Duration::from_millis(20)) < 5
+        });
+        let received = running.metrics().received;
+        assert!(u64::from(sent) > received || sent > 64, "{sent} {received}");
+        reader.socket.set_nonblocking(false).unwrap();
+        for n in 0..sent {
+            assert_eq!(number(&reader.recv()), n);
+        }
+        let metrics = running.metrics();
+        assert_eq!((metrics.dropped_newest, metrics.dropped_oldest), (0, 0), "{metrics}");
+        // And it goes on.
+        reader.socket.send_to_addr(&numbered(7), &to).unwrap();
+        assert_eq!(number(&reader.recv()), 7);
+    });
+}
+
+#[test]
+fn a_peer_that_takes_no_more_keeps_nobody_else_waiting() {
+    each_poller!().run(|| {
+        let (slow, quick) = (Reader::new(), Reader::new());
+        let name = format!("{}-server", slow.name);
+        let address = format!("unix:@{name}");
+        let (send, receive) = channel();
+        let running = start(move |event_loop| {
+            UdpServer::bind(event_loop, address)
+                .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+                .on_error(move |_, error| {
+                    let _ = send.send((error.kind(), error.peer().cloned()));
+                })
+                .start()
+        });
+        let to = SocketAddr::from_abstract_name(&name).unwrap();
+        // Until an answer is more than its kernel keeps.
+        let mut told = None;
+        for n in 0..100_000 {
+            slow.socket.send_to_addr(&numbered(n), &to).unwrap();
+            told = receive.try_recv().ok();
+            if told.is_some() {
+                break;
+            }
+        }
+        assert_eq!(told, Some((ErrorKind::WouldBlock, Some(slow.address()))));
+        assert!(turns_in(running.event_loop(), Duration::from_millis(50)) < 20);
+        for n in 0..100 {
+            quick.socket.send_to_addr(&numbered(n), &to).unwrap();
+            assert_eq!(number(&quick.recv()), n);
+        }
+        let metrics = running.metrics();
+        assert!(metrics.send_errors > 0, "{metrics}");
+        assert_eq!((metrics.dropped_newest, metrics.dropped_oldest), (0, 0), "{metrics}");
+    });
+}
+
+#[test]
+fn stopping_has_a_deadline_for_what_does_not_leave() {
+    each_poller!().run(|| {
+        let reader = Reader::new();
+        let target = reader.address();
+        let running = start(move |event_loop| {
+            UdpClient::connect(event_loop, &target).on_datagram(|_, _| {}).start()
+        });
+        let handle = running.udp.socket();
+        send_numbered(handle, 900);
+        running.udp.stop(Duration::from_millis(50));
+        running.udp.wait().unwrap();
+        let metrics = running.metrics();
+        assert!(metrics.discarded > 0, "{metrics}");
+        assert_eq!(metrics.sent + metrics.discarded, 900, "{metrics}");
+        assert_eq!(metrics.open, 0);
+    });
+}
+
+/// Two answers, at the first of which the kernel says what it is told to.
+fn answered_in_spite_of(when: &'static str) {
+    let echo = echo();
+    let peer = echo.peer();
+    let release = hold(echo.event_loop());
+    peer.send(b"one").unwrap();
+    peer.send(b"two").unwrap();
+    drop(release);
+    assert_eq!((recv(&peer), recv(&peer)), (b"one".to_vec(), b"two".to_vec()), "{when}");
+    eventually("it is counted", || echo.metrics().sent == 2);
+    assert_eq!(echo.metrics().send_errors, 0, "{when}");
+    assert!(turns_in(echo.event_loop(), Duration::from_millis(50)) < 20);
+}
+
+#[test]
+fn without_memory_in_the_kernel_it_tries_again_later() {
+    each_poller!()
+        .under(&[
+            "strace",
+            "-qq",
+            "-f",
+            "-o",
+            "/dev/null",
+            "-e",
+            "trace=sendmmsg,sendmsg",
+            "-e",
+            "inject=sendmmsg,sendmsg:error=ENOBUFS:when=1..3",
+        ])
+        .run(|| answered_in_spite_of("ENOBUFS"));
+}
+
+#[test]
+fn without_room_in_the_kernel_it_waits_for_some() {
+    each_poller!()
+        .under(&[
+            "strace",
+            "-qq",
+            "-f",
+            "-o",
+            "/dev/null",
+            "-e",
+            "trace=sendmmsg,sendmsg",
+            "-e",
+            "inject=sendmmsg,sendmsg:error=EAGAIN:when=1..3",
+        ])
+        .run(|| answered_in_spite_of("EAGAIN"));
+}
+
+#[test]
+fn a_network_that_is_unreachable_is_an_error_value_each_time() {
+    each_poller!()
+        .under(&[
+            "strace",
+            "-qq",
+            "-f",
+            "-o",
+            "/dev/null",
+            "-e",
+            "trace=sendmmsg,sendmsg",
+            "-e",
+            "inject=sendmmsg,sendmsg:error=EHOSTUNREACH",
+        ])
+        .run(|| {
+            let (send, receive) = channel();
+            let (near, connected) = (peer("127.0.0.1:0"), peer("127.0.0.1:0"));
+            let target = connected.local_addr().unwrap();
+            let errors = send.clone();
+            let server = start(move |event_loop| {
+                UdpServer::bind(event_loop, "127.0.0.1:0")
+                    .on_datagram(|socket, datagram| socket.answer(datagram, "x"))
+                    .on_error(move |_, error| errors.send(error.kind()).unwrap())
+                    .start()
+            });
+            near.send_to(b"x", server.addr()).unwrap();
+            near.send_to(b"x", server.addr()).unwrap();
+            assert_eq!(within(&receive), ErrorKind::HostUnreachable);
+            assert_eq!(within(&receive), ErrorKind::HostUnreachable);
+            // On a connected socket it might be of an earlier one: tried twice, told once.
+            let client = start(move |event_loop| {
+                UdpClient::connect(event_loop, target)
+                    .on_datagram(|_, _| {})
+                    .on_error(move |_, error| send.send(error.kind()).unwrap())
+                    .start()
+            });
+            client.udp.socket().send("x").unwrap();
+            assert_eq!(within(&receive), ErrorKind::HostUnreachable);
+            eventually("it is given up", || client.metrics().send_errors == 1);
+            client.stop();
+            server.stop();
+            assert!(receive.try_recv().is_err());
+        });
+}

@@ -1,0 +1,190 @@
+//! Datagrams that the kernel joins and cuts apart (UDP_SEGMENT, UDP_GRO): seen one by one all the
+//! same, and sent one by one where it cannot.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod datagrams;
+
+use std::collections::BTreeSet;
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+use std::sync::mpsc::channel;
+
+use common::{eventually, pattern, within};
+use datagrams::{Running, peer, recv, start};
+use ruduo::{UdpClient, UdpServer};
+
+/// By a plain socket, so that nothing of ours is taken for a want of the machine.
+fn machine_can() -> bool {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let can = [libc::UDP_SEGMENT, libc::UDP_GRO].into_iter().all(|option| {
+        let off: libc::c_int = 0;
+        // SAFETY: the value is valid for reading its length.
+        let outcome = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_UDP,
+                option,
+                (&raw const off).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        outcome == 0
+    });
+    if !can {
+        eprintln!("SKIPPED: this kernel neither joins nor cuts datagrams");
+    }
+    can
+}
+
+/// Twenty of 1,000 bytes, one of 500, and others of all kinds: no more than a kernel keeps for a
+/// socket that does not read yet.
+fn sizes() -> Vec<usize> {
+    let mut sizes = vec![1000; 20];
+    sizes.extend([500, 700, 700, 0, 0, 1, 10_000, 10_000, 9]);
+    sizes.extend([3; 70]);
+    sizes
+}
+
+fn send_all(running: &Running) {
+    let send = |socket: &ruduo::UdpSocket<'_>| {
+        for (i, size) in sizes().into_iter().enumerate() {
+            socket.send(&pattern(size + i)[i..]);
+        }
+    };
+    running.udp.socket().post(send).unwrap();
+}
+
+fn sender(to: std::net::SocketAddr, batch: usize) -> Running {
+    start(move |event_loop| {
+        UdpClient::connect(event_loop, to)
+            .gso(true)
+            .batch(batch)
+            .on_datagram(|_, _| {})
+            .on_error(|_, error| panic!("{error}"))
+            .start()
+    })
+}
+
+#[test]
+fn joined_datagrams_come_one_by_one() {
+    each_poller!().run(|| {
+        if !machine_can() {
+            return;
+        }
+        for batch in [1, 32] {
+            for gro in [false, true] {
+                let (send, receive) = channel();
+                let receiver = start(move |event_loop| {
+                    UdpServer::bind(event_loop, "127.0.0.1:0")
+                        .gro(gro)
+                        .batch(batch)
+                        .on_datagram(move |socket, datagram| {
+                            let turn = socket.event_loop().metrics().turns;
+                            let got = (datagram.bytes().to_vec(), datagram.size());
+                            send.send((got, datagram.is_truncated(), turn)).unwrap();
+                        })
+                        .start()
+                });
+                let sender = sender(receiver.addr(), batch);
+                send_all(&sender);
+                let mut turns = BTreeSet::new();
+                for (i, size) in sizes().into_iter().enumerate() {
+                    let ((bytes, real), truncated, turn) = within(&receive);
+                    assert!(bytes == pattern(size + i)[i..], "{i}: {}", bytes.len());
+                    assert_eq!((real, truncated), (size, false));
+                    turns.insert(turn);
+                }
+                if batch == 1 && gro {
+                    // Each event brings one message, and so there were fewer of those.
+                    assert!(turns.len() < 20, "{} messages", turns.len());
+                }
+                if batch == 1 && !gro {
+                    assert_eq!(turns.len(), sizes().len());
+                }
+                let all = sizes().len() as u64;
+                eventually("it is counted", || {
+                    (sender.metrics().sent, receiver.metrics().received) == (all, all)
+                });
+            }
+        }
+    });
+}
+
+#[test]
+fn each_of_those_that_came_together_is_cut_to_the_room_for_one() {
+    each_poller!().run(|| {
+        if !machine_can() {
+            return;
+        }
+        let (send, receive) = channel();
+        let receiver = start(move |event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .gro(true)
+                .receive_size(10)
+                .on_datagram(move |_, datagram| {
+                    let got = (datagram.bytes().len(), datagram.size(), datagram.is_truncated());
+                    send.send(got).unwrap();
+                })
+                .start()
+        });
+        let sender = sender(receiver.addr(), 32);
+        send_all(&sender);
+        for size in sizes() {
+            assert_eq!(within(&receive), (size.min(10), size, size > 10));
+        }
+    });
+}
+
+#[test]
+fn answers_to_several_peers_find_each_its_own() {
+    each_poller!().run(|| {
+        let running = start(|event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .gro(true)
+                .gso(true)
+                .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+                .start()
+        });
+        let peers = [running.peer(), running.peer()];
+        let release = datagrams::hold(running.event_loop());
+        for i in 0..60_u8 {
+            peers[usize::from(i / 20 % 2)].send(&[i; 50]).unwrap();
+        }
+        drop(release);
+        for i in 0..60 {
+            assert_eq!(recv(&peers[usize::from(i / 20 % 2)]), [i; 50]);
+        }
+    });
+}
+
+/// What the kernel says to the first that it is to cut.
+fn sent_one_by_one_after() {
+    let receiver = peer("127.0.0.1:0");
+    let sender = sender(receiver.local_addr().unwrap(), 1);
+    send_all(&sender);
+    for (i, size) in sizes().into_iter().enumerate() {
+        assert!(recv(&receiver) == pattern(size + i)[i..], "{i}");
+    }
+    eventually("it is counted", || sender.metrics().sent == sizes().len() as u64);
+    assert_eq!(sender.metrics().send_errors, 0);
+}
+
+macro_rules! falls_back {
+    ($($name:ident: $errno:literal;)*) => {$(
+        #[test]
+        fn $name() {
+            let inject = concat!("inject=sendmsg:error=", $errno, ":when=1");
+            alone!()
+                .under(&["strace", "-qq", "-f", "-o", "/dev/null", "-e", "trace=sendmsg", "-e", inject])
+                .run(sent_one_by_one_after);
+        }
+    )*};
+}
+
+falls_back! {
+    without_checksums_by_the_device_they_are_sent_one_by_one: "EIO";
+    segments_larger_than_the_way_out_takes_are_sent_one_by_one: "EMSGSIZE";
+    segments_that_are_refused_are_sent_one_by_one: "EINVAL";
+}
