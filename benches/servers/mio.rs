@@ -99,7 +99,11 @@ fn udp(task: &Task) -> io::Result<()> {
     common::listening(socket.local_addr()?)?;
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        poll.poll(&mut events, None)?;
+        if let Err(e) = poll.poll(&mut events, None)
+            && e.kind() != io::ErrorKind::Interrupted
+        {
+            return Err(e);
+        }
         while let Ok((n, from)) = socket.recv_from(&mut buffer) {
             // A full socket buffer drops the datagram, as a network does.
             let _dropped = socket.send_to(&buffer[..n], from);

@@ -37,8 +37,8 @@ Sections:
   tasks         tasks from one thread to a loop, round trips between two loops
   http          http_hello and others, driven by wrk
   options       what acceptors of their own and busy-polling change
-  instructions  instructions of user space per message, connection, request (valgrind)
-  syscalls      system calls per message, connection, request (strace)
+  instructions  instructions of user space per message, connection, request, datagram (valgrind)
+  syscalls      system calls per message, connection, request, datagram (strace)
   all           all of these
   report        measures nothing, but writes down again what has been measured
   ceilings      only ruduo, and fails if it costs 10 % more than benches/ceilings.tsv allows;

@@ -162,6 +162,29 @@ impl Process {
             .ok_or_else(|| io::Error::other("no Rss in smaps_rollup"))
     }
 
+    /// Lets it stand still. It does when this returns.
+    pub(crate) fn pause(&self) -> io::Result<()> {
+        kill(self.pid, Signal::SIGSTOP)?;
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid))?;
+            // The state stands behind the name, which may have any characters in it.
+            match stat.rsplit_once(") ").and_then(|(_, rest)| rest.bytes().next()) {
+                Some(b'T' | b't') => return Ok(()),
+                _ if Instant::now() >= until => {
+                    let what = format!("it does not stand still: {stat}");
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+                }
+                _ => thread::yield_now(),
+            }
+        }
+    }
+
+    /// Lets it go on.
+    pub(crate) fn resume(&self) -> io::Result<()> {
+        Ok(kill(self.pid, Signal::SIGCONT)?)
+    }
+
     /// Ends it; a tool around it has written its file then.
     pub(crate) fn stop(mut self) -> io::Result<()> {
         let signal = if self.stoppable { Signal::SIGTERM } else { Signal::SIGKILL };

@@ -2,10 +2,12 @@
 //! then one reply on each, and again. It is slow, and the same each time.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
+
+use crate::process::Process;
 
 /// A server that takes longer than this for one answer has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -61,6 +63,35 @@ pub(crate) fn churn(server: SocketAddr, at_once: usize, count: usize) -> io::Res
             answer(stream, exchange, &request)?;
         }
         streams.into_iter().try_for_each(reset)?;
+    }
+    Ok(())
+}
+
+/// Exchanges `count` datagrams, `at_once` at a time. The server stands still until all of them wait
+/// for it, for how many it finds in one look is what decides what one of them costs.
+pub(crate) fn datagrams(
+    server: SocketAddr,
+    at_once: usize,
+    count: usize,
+    process: &Process,
+) -> io::Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    socket.connect(server)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let message = pattern(16);
+    let mut answer = vec![0; message.len() + 1];
+    for _ in 0..count / at_once {
+        process.pause()?;
+        for _ in 0..at_once {
+            socket.send(&message)?;
+        }
+        process.resume()?;
+        for _ in 0..at_once {
+            let length = socket.recv(&mut answer)?;
+            if answer[..length] != message {
+                return Err(io::Error::other("a wrong answer"));
+            }
+        }
     }
     Ok(())
 }

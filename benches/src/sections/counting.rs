@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::contestants::{Ready, Task};
 use crate::load::lockstep::{self, Exchange};
-use crate::process::{Around, told};
+use crate::process::{Around, Process, told};
 
 /// What counts.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,14 +33,16 @@ enum Kind {
     Echo,
     Churn,
     Http,
+    Datagrams,
 }
 
 /// What is counted, the cheapest first.
-pub(crate) const WORK: [Work; 4] = [
+pub(crate) const WORK: [Work; 5] = [
     Work::new("message, 100 connections", Kind::Echo, 100, 2_000, 22_000),
     Work::new("message, 1 connection", Kind::Echo, 1, 2_000, 22_000),
     Work::new("connect, echo, reset", Kind::Churn, 50, 500, 3_500),
     Work::new("HTTP request, 100 connections", Kind::Http, 100, 2_000, 22_000),
+    Work::new("datagram, 32 waiting", Kind::Datagrams, 32, 1_280, 12_800),
 ];
 
 impl Counter {
@@ -82,7 +84,7 @@ impl Counter {
     fn total(self, contestant: &Ready, work: &Work, count: usize) -> io::Result<u64> {
         let file = std::env::temp_dir().join(format!("ruduo-bench-{}.count", std::process::id()));
         let mut process = contestant.start(None, &self.around(file.clone()))?;
-        let done = process.address().and_then(|address| work.run(address, count));
+        let done = process.address().and_then(|address| work.run(&process, address, count));
         let stopped = process.stop();
         let total = done.and(stopped).and_then(|()| self.read(&file));
         // It is not there if the tool could not start.
@@ -116,14 +118,16 @@ impl Work {
         match self.kind {
             Kind::Echo | Kind::Churn => Task::Echo,
             Kind::Http => Task::Http,
+            Kind::Datagrams => Task::Udp,
         }
     }
 
-    fn run(&self, server: SocketAddr, count: usize) -> io::Result<()> {
+    fn run(&self, process: &Process, server: SocketAddr, count: usize) -> io::Result<()> {
         match self.kind {
             Kind::Echo => lockstep::messages(server, Exchange::Echo(16), self.connections, count),
             Kind::Churn => lockstep::churn(server, self.connections, count),
             Kind::Http => lockstep::messages(server, Exchange::Http, self.connections, count),
+            Kind::Datagrams => lockstep::datagrams(server, self.connections, count, process),
         }
     }
 }

@@ -95,8 +95,8 @@ pub(crate) const SECTIONS: &[Section] = &[
     Section {
         name: "instructions",
         title: "Instructions",
-        about: "Instructions of user space that one more message, connection or request of 16 bytes \
-                costs the server, counted by callgrind: the difference between little work and \
+        about: "Instructions of user space that one more message, connection, request or datagram of 16 \
+                bytes costs the server, counted by callgrind: the difference between little work and \
                 much. Exact, and what to steer by.",
         charted: &["user instructions each"],
         measure: |plan| count(plan, Counter::Instructions),
