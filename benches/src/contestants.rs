@@ -288,7 +288,7 @@ pub(crate) fn workspace() -> PathBuf {
 }
 
 /// Where this program was built, and so where the contestants are.
-fn target_dir() -> io::Result<PathBuf> {
+pub(crate) fn target_dir() -> io::Result<PathBuf> {
     std::env::current_exe()?
         .ancestors()
         .nth(2)

@@ -44,7 +44,8 @@ Sections:
   ceilings      only ruduo, and fails if it costs 10 % more than benches/ceilings.tsv allows;
                 --accept makes what is measured the new ceilings
 
-  --only NAME   only contestants whose names contain NAME
+  --only NAME   only contestants whose names contain NAME; what is found then goes to
+                target/ruduo-bench/results and replaces nothing
   --rounds N    turns of each contestant, where figures vary [5]
   --help        this text
 
@@ -124,13 +125,21 @@ fn run(name: &str, plan: &Plan, accept: bool) -> io::Result<bool> {
     // Contestants inherit it; thousands of connections are thousands of descriptors.
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-    let results = contestants::workspace().join("benches/results");
+    let whole = plan.only.is_empty();
+    let results = if whole {
+        contestants::workspace().join("benches/results")
+    } else {
+        contestants::target_dir()?.join("ruduo-bench/results")
+    };
     for section in SECTIONS.iter().filter(|section| name == "all" || name == section.name) {
         let mut record = (section.measure)(plan)?;
         record.facts.splice(0..0, machine::facts());
         record.save(&results)?;
     }
     report::write(&results)?;
-    readme::write(&results)?;
+    if whole {
+        readme::write(&results)?;
+    }
+    println!("{}", results.join("REPORT.md").display());
     Ok(true)
 }
