@@ -138,6 +138,30 @@ fn b63_refused_datagrams_are_values_and_the_socket_goes_on() {
     });
 }
 
+/// The second call hears that the first datagram has found nobody, and has not sent its own.
+#[test]
+fn b63_what_stands_behind_a_refused_datagram_leaves_all_the_same() {
+    each_poller!().run(|| {
+        for batch in [1, 32] {
+            let (send, receive) = channel();
+            let target = nobody();
+            let running = start(move |event_loop| {
+                UdpClient::connect(event_loop, &target)
+                    .batch(batch)
+                    .on_datagram(|_, _| {})
+                    .on_error(move |_, error| send.send(error.kind()).unwrap())
+                    .start()
+            });
+            let five = |socket: &UdpSocket<'_>| (0..5).for_each(|_| socket.send("hello?"));
+            running.udp.socket().post(five).unwrap();
+            assert_eq!(within(&receive), ErrorKind::ConnectionRefused);
+            running.stop();
+            let metrics = running.metrics();
+            assert_eq!((metrics.sent, metrics.send_errors), (5, 0), "{metrics}");
+        }
+    });
+}
+
 #[test]
 fn b63_what_is_too_long_is_an_error_value_and_the_rest_leaves() {
     each_poller!().run(|| {

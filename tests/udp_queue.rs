@@ -237,6 +237,25 @@ fn a_peer_that_takes_no_more_keeps_nobody_else_waiting() {
 }
 
 #[test]
+fn stopping_waits_for_a_peer_that_reads_late() {
+    each_poller!().run(|| {
+        let reader = Reader::new();
+        let target = reader.address();
+        let running = start(move |event_loop| {
+            UdpClient::connect(event_loop, &target).on_datagram(|_, _| {}).start()
+        });
+        send_numbered(running.udp.socket(), 900);
+        running.udp.stop(DEADLINE);
+        for n in 0..900 {
+            assert_eq!(number(&reader.recv()), n);
+        }
+        running.udp.wait().unwrap();
+        let metrics = running.metrics();
+        assert_eq!((metrics.sent, metrics.discarded, metrics.open), (900, 0, 0), "{metrics}");
+    });
+}
+
+#[test]
 fn stopping_has_a_deadline_for_what_does_not_leave() {
     each_poller!().run(|| {
         let reader = Reader::new();

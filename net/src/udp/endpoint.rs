@@ -420,6 +420,11 @@ impl<H: UdpHandler> Source for Endpoint<H> {
         }
     }
 
+    /// Not for a panic of the program's, which is caught where it is called.
+    fn on_panic(&self, event_loop: &EventLoop, _: Token) {
+        self.end(event_loop);
+    }
+
     fn on_loop_end(&self, event_loop: &EventLoop, _: Token) {
         self.end(event_loop);
     }

@@ -353,7 +353,6 @@ impl Outbound {
     fn collect<'a>(&mut self, pieces: impl Iterator<Item = Piece<'a>>) {
         self.slices.clear();
         self.messages.clear();
-        self.controls.clear();
         self.pieces.clear();
         for piece in pieces.take(MAX_PIECES) {
             self.slices.push(libc::iovec {
@@ -369,7 +368,6 @@ impl Outbound {
                         header.msg_namelen = piece.name.len() as libc::socklen_t;
                     }
                     self.messages.push(Message { msg_hdr: header, msg_len: 0 });
-                    self.controls.push(NO_CONTROL);
                     self.pieces.push(1);
                 }
             }
@@ -378,6 +376,9 @@ impl Outbound {
 
     /// Points the headers at what does not move any more.
     fn point(&mut self) {
+        if self.controls.len() < self.messages.len() {
+            self.controls.resize(self.messages.len(), NO_CONTROL);
+        }
         let mut slices = &mut self.slices[..];
         let messages = self.messages.iter_mut().zip(&mut self.controls);
         for ((message, control), pieces) in messages.zip(&self.pieces) {
