@@ -707,5 +707,11 @@ fn what_cannot_be_opened_is_an_error_with_the_address() {
             .start()
             .unwrap_err();
         assert!(error.to_string().contains("another kind"), "{error}");
+        let bind = || UdpServer::bind(&event_loop, "127.0.0.1:0").on_datagram(|_, _| {});
+        for builder in [bind().batch(0), bind().batch(2000), bind().receive_size(usize::MAX)] {
+            assert_eq!(builder.start().unwrap_err().kind(), ErrorKind::InvalidInput);
+        }
+        // As little as there is, and as much.
+        bind().batch(1024).receive_size(0).start().unwrap();
     });
 }

@@ -163,6 +163,8 @@ fn a_peer_that_is_gone_is_an_error_value() {
         drop(peer);
         handle.send("hello?").unwrap();
         assert_eq!(within(&receive), ErrorKind::ConnectionRefused);
+        handle.send("is there anybody?").unwrap();
+        assert_eq!(within(&receive), ErrorKind::NotConnected);
         running.stop();
     });
 }

@@ -54,7 +54,8 @@ pub struct UdpServer(());
 /// Datagram sockets that are connected to one peer: makes a [`UdpBuilder`].
 ///
 /// Such a socket receives from that peer only, and hears when nobody is there: `on_error` gets
-/// `ConnectionRefused`, and the socket goes on.
+/// `ConnectionRefused`, and the socket goes on. (A Unix socket loses its peer then, and what it sends
+/// afterwards is `NotConnected`.)
 ///
 /// ```no_run
 /// use ruduo_net::UdpClient;
@@ -139,6 +140,27 @@ struct Settings {
     timestamps: bool,
 }
 
+/// The most datagrams that one system call receives.
+const MAX_BATCH: usize = 1024;
+
+/// The most memory for a batch: an address space is large, but a mistake may be larger.
+const MAX_ROOM: usize = 1 << 30;
+
+impl Settings {
+    /// Refuses what makes no sense.
+    fn check(&self) -> io::Result<()> {
+        let why = if !(1..=MAX_BATCH).contains(&self.batch) {
+            format!("a batch has 1 to {MAX_BATCH} datagrams, and not {}", self.batch)
+        } else if self.receive_size.saturating_mul(self.batch) > MAX_ROOM {
+            let Settings { batch, receive_size, .. } = self;
+            format!("room for {batch} datagrams of {receive_size} bytes is more than 1 GiB")
+        } else {
+            return Ok(());
+        };
+        Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+    }
+}
+
 impl<'l> UdpBuilder<'l> {
     fn new(event_loop: &'l EventLoop, options: Options) -> UdpBuilder<'l> {
         let settings = Settings {
@@ -179,7 +201,7 @@ impl<C> UdpBuilder<'_, C> {
     setting! {
         /// How many datagrams are received at most before other sources of the loop have their turn,
         /// 32 by default; and, on Linux, received in one system call and sent so (recvmmsg and
-        /// sendmmsg). With 1 each has a call of its own. With [`gro`](UdpBuilder::gro) each of them
+        /// sendmmsg). With 1 each has a call of its own; 1,024 is the most. With [`gro`](UdpBuilder::gro) each of them
         /// may be up to 64.
         batch: usize => settings.batch
     }
@@ -311,7 +333,8 @@ impl<C> UdpBuilder<'_, C> {
     setting! {
         /// How many threads serve, each with a loop and a socket of its own on the port, among which
         /// the system spreads what comes (SO_REUSEPORT). With 0, the default, the loop it was
-        /// described on serves. The threads end with the sockets.
+        /// described on serves. The threads end with the sockets. What is sent to all, by broadcast,
+        /// comes to each of the sockets.
         threads: usize => loops.threads
     }
 

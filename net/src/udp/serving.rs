@@ -64,7 +64,7 @@ where
     H: UdpHandler,
 {
     let context = |e: io::Error| io::Error::new(e.kind(), format!("starting a server: {e}"));
-    loops.check().map_err(context)?;
+    loops.check().and_then(|()| settings.check()).map_err(context)?;
     let bounds = options.open(loops.count())?;
     let id = next_id();
     let counters: Vec<Arc<Counters>> = bounds.iter().map(|_| Arc::default()).collect();
