@@ -36,7 +36,7 @@ Sections:
   timers        CPU time to add, cancel, fire one of a million
   tasks         tasks from one thread to a loop, round trips between two loops
   http          http_hello and others, driven by wrk
-  options       what acceptors of their own and busy-polling change
+  options       what acceptors of their own change, and what never sleeping would
   instructions  instructions of user space per message, connection, request, datagram (valgrind)
   syscalls      system calls per message, connection, request, datagram (strace)
   all           all of these

@@ -87,8 +87,8 @@ pub(crate) const SECTIONS: &[Section] = &[
         title: "Options",
         about: "What can be switched on, beside the hand-written loop. Connections that live for one \
                 message, 50 at once, for two loops that serve (the hand-written one is one): one of \
-                them accepts for both, or each for itself. And one connection whose server looks \
-                again before it sleeps: for 50 µs, or, by hand, for ever.",
+                them accepts for both, or each for itself. And one connection whose server sleeps \
+                between messages, or, by hand, never does.",
         charted: &["connections/s", "messages/s"],
         measure: options::options,
     },
