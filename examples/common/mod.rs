@@ -95,13 +95,17 @@ impl Ending {
         self.fails(event_loop, failure.to_string());
     }
 
-    /// What `on_close` calls. That the program or its user has ended it is no failure.
+    /// What `on_close` calls.
     pub(crate) fn closed(&self, event_loop: &EventLoop, what: &str, reason: &CloseReason) {
+        self.note(what, reason);
+        event_loop.quit();
+    }
+
+    /// That the program or its user has ended the connection is no failure.
+    pub(crate) fn note(&self, what: &str, reason: &CloseReason) {
         use CloseReason::{Closed, LoopEnded, Stopped};
-        if reason.is_clean() || matches!(reason, Closed | LoopEnded | Stopped) {
-            event_loop.quit();
-        } else {
-            self.fails(event_loop, format!("{what}: {reason}"));
+        if !reason.is_clean() && !matches!(reason, Closed | LoopEnded | Stopped) {
+            self.0.borrow_mut().get_or_insert_with(|| format!("{what}: {reason}"));
         }
     }
 
@@ -112,9 +116,13 @@ impl Ending {
     }
 
     /// Runs the loop until then, or until a signal has ended it.
-    pub(crate) fn run(self, event_loop: &EventLoop, client: &ClientHandle) -> io::Result<()> {
+    pub(crate) fn run(&self, event_loop: &EventLoop, client: &ClientHandle) -> io::Result<()> {
         client.stop_on_signals(event_loop, Duration::from_secs(5))?;
         event_loop.run()?;
+        self.outcome()
+    }
+
+    pub(crate) fn outcome(&self) -> io::Result<()> {
         self.0.take().map_or(Ok(()), |why| Err(io::Error::other(why)))
     }
 }
