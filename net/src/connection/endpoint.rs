@@ -166,10 +166,12 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
             let rest = std::mem::replace(&mut input, lender.lend());
             input.append(rest.readable());
         }
-        // First what consumed bytes have left, then twice the storage.
+        // Twice the storage, but never more than the limit, to the byte: all of it will be filled.
         let allowed = limits.input.saturating_sub(input.len()).max(1);
         if input.writable_len() < MIN_ROOM.min(allowed) {
-            input.reserve(input.capacity().min(allowed));
+            let larger = Buffer::with_capacity(input.len() + input.capacity().min(allowed));
+            let rest = std::mem::replace(&mut input, larger);
+            input.append(rest.readable());
         }
         Some(input)
     }
