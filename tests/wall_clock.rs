@@ -1,4 +1,6 @@
-//! Somebody sets the clock on the wall, an hour forwards or back: no deadline notices.
+//! Somebody sets the clock on the wall, an hour forwards or back: no deadline notices. Two libraries
+//! do that, one of our own, which is small, and libfaketime, which also changes what else in the C
+//! library knows of time.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,6 +9,9 @@ mod common;
 mod recorder;
 mod shim;
 
+use std::env;
+use std::fs;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -30,20 +35,54 @@ enum Jump {
     Back,
 }
 
-/// Runs a test with a clock that can jump, once for each direction.
+/// Runs a test with a clock that can jump, once for each library and direction.
 fn with_each_jump(alone: Alone, body: impl Fn(Jump)) {
-    shim::run(alone, "clock", || [Jump::Forwards, Jump::Back].into_iter().for_each(body));
+    let body = || [Jump::Forwards, Jump::Back].into_iter().for_each(body);
+    if Alone::is_own_process() {
+        return alone.run(body);
+    }
+    shim::run(alone.clone(), "clock", || {});
+    with_libfaketime(alone);
+}
+
+/// The variable with the file in which libfaketime looks up what time it is.
+const FAKETIME: &str = "FAKETIME_TIMESTAMP_FILE";
+
+/// Starts the test's process with libfaketime in it. Skipped, loudly, if there is none.
+fn with_libfaketime(alone: Alone) {
+    let folders = ["x86_64-linux-gnu", "aarch64-linux-gnu", ".", "../lib64"];
+    let libraries = folders.map(|f| format!("/usr/lib/{f}/faketime/libfaketime.so.1"));
+    let Some(library) = libraries.into_iter().find(|library| Path::new(library).exists()) else {
+        return alone.skip("there is no libfaketime on this machine");
+    };
+    let file = format!("{}/faketime-{}", env!("CARGO_TARGET_TMPDIR"), alone.name());
+    fs::write(&file, "+0").unwrap();
+    alone
+        .env("LD_PRELOAD", library)
+        .env(FAKETIME, &file)
+        // It is read each time.
+        .env("FAKETIME_NO_CACHE", "1")
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        .env("DONT_FAKE_MONOTONIC", "1")
+        .run(|| {});
+    let _ = fs::remove_file(file);
 }
 
 /// Sets the clock on the wall.
 fn jump(jump: Jump) {
     let (wall, start) = (SystemTime::now(), Instant::now());
-    let hour = HOUR.as_nanos() as u64;
-    let offset = shim::number(c"wall_clock_offset");
-    match jump {
-        Jump::Forwards => offset.fetch_add(hour, Ordering::Relaxed),
-        Jump::Back => offset.fetch_sub(hour, Ordering::Relaxed),
-    };
+    let seconds = HOUR.as_secs() as i64 * if matches!(jump, Jump::Forwards) { 1 } else { -1 };
+    if let Some(file) = env::var_os(FAKETIME) {
+        let offset: i64 = fs::read_to_string(&file).unwrap().parse().unwrap();
+        // Others read it at any time: it changes at once.
+        let new = Path::new(&file).with_extension("new");
+        fs::write(&new, format!("{:+}", offset + seconds)).unwrap();
+        fs::rename(new, file).unwrap();
+    } else {
+        let nanoseconds = (seconds * 1_000_000_000) as u64;
+        // How much the clock of our own library is wrong, in nanoseconds.
+        shim::number(c"wall_clock_offset").fetch_add(nanoseconds, Ordering::Relaxed);
+    }
     let now = SystemTime::now();
     let jumped = match jump {
         Jump::Forwards => now.duration_since(wall),

@@ -8,7 +8,7 @@ pub mod program;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::process::Command;
 use std::sync::Mutex;
@@ -57,6 +57,7 @@ macro_rules! each_poller {
     };
 }
 
+#[derive(Clone)]
 pub struct Alone {
     name: &'static str,
     /// The process's `RUDUO_POLLER`; `None` leaves it as it is.
@@ -82,6 +83,10 @@ impl Alone {
     /// Whether this is the test's own process, and not the one that starts it.
     pub fn is_own_process() -> bool {
         std::env::var_os(CHILD).is_some()
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.name
     }
 
     pub fn on_each_poller(mut self) -> Alone {
@@ -117,9 +122,9 @@ impl Alone {
         self
     }
 
-    /// Says that the test is not run, and why.
+    /// Says that the test is not run, and why, also if nobody asks what the tests print.
     pub fn skip(&self, why: &str) {
-        eprintln!("SKIPPED {}: {why}", self.name);
+        let _ = writeln!(io::stderr(), "SKIPPED {}: {why}", self.name);
     }
 
     pub fn run(self, body: impl FnOnce()) {
@@ -162,6 +167,10 @@ impl Alone {
             "the test's own process failed{on} ({}):\n{text}",
             output.status
         );
+        // What it could not do, it says in a line like this.
+        for why in text.lines().filter_map(|line| line.strip_prefix("SKIPPED: ")) {
+            self.skip(why);
+        }
     }
 
     fn run_here(self, body: impl FnOnce()) {
