@@ -4,14 +4,19 @@
 
 mod common;
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use common::{DEADLINE, Running, eventually, open_fds, read_n, serve, within};
+use common::{DEADLINE, Running, eventually, logs, open_fds, read_n, serve, within};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
 use ruduo::{Connection, EventLoop, LoopPool, Server, TcpServer, handler_fn};
 
 fn write(mut stream: &TcpStream, bytes: impl AsRef<[u8]>) {
@@ -177,4 +182,57 @@ fn a_start_that_fails_on_a_shared_pool_leaves_nothing_on_its_loops() {
             eventually("nobody listens", || !listens());
         }
     });
+}
+
+/// Takes all descriptors, until what it returns is dropped.
+fn take_all_descriptors() -> Vec<File> {
+    (0..).map_while(|_| File::open("/dev/zero").ok()).collect()
+}
+
+/// Without descriptors each acceptor pauses by itself, and the connections of its loop go on; with
+/// them, each goes on by itself.
+#[test]
+fn b01_each_acceptor_pauses_and_goes_on_by_itself() {
+    const LOOPS: usize = 3;
+    each_poller!().expect_log("ulimit -n").run(|| {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 256, hard).unwrap();
+        let running = serve_names(|server| server.threads(LOOPS));
+        let established: Vec<_> = (0..30).map(|_| running.connect()).collect();
+        let loops: HashSet<_> = established.iter().map(|peer| name(peer, 7)).collect();
+        assert_eq!(loops.len(), LOOPS);
+
+        // The kernel sends these to all loops alike, and there is no descriptor for any.
+        let peers: Vec<_> = (0..100).map(|_| new_peer()).collect();
+        let shortage = take_all_descriptors();
+        peers.iter().for_each(|peer| connect_to(peer, running.addr()));
+        // Each acceptor says so once in a while.
+        let has_paused = |line: &String| line.contains("ulimit -n");
+        eventually("all have paused", || logs().iter().filter(|l| has_paused(l)).count() == LOOPS);
+        assert!(running.server.metrics().accept_pauses >= LOOPS as u64);
+        for peer in &established {
+            name(peer, 7);
+        }
+
+        // The next one may still be refused, by who does not know that the shortage is over.
+        drop((peers, shortage));
+        let again = RefCell::new(HashSet::new());
+        eventually("all accept again", || {
+            let mut peer = running.connect();
+            let mut name = [0; 7];
+            if peer.write_all(b"?").and_then(|()| peer.read_exact(&mut name)).is_ok() {
+                again.borrow_mut().insert(name);
+            }
+            again.borrow().len() == LOOPS
+        });
+    });
+}
+
+/// A socket that is connected later, when no descriptor is left for a new one.
+fn new_peer() -> OwnedFd {
+    socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap()
+}
+
+fn connect_to(peer: &OwnedFd, address: SocketAddr) {
+    connect(peer.as_raw_fd(), &SockaddrStorage::from(address)).unwrap();
 }

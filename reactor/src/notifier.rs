@@ -114,7 +114,11 @@ impl Notifier {
             #[cfg(target_os = "linux")]
             NotifierKind::Eventfd => {
                 let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-                MadeOf::Eventfd(EventFd::from_value_and_flags(0, flags)?)
+                let eventfd = EventFd::from_value_and_flags(0, flags).map_err(|e| {
+                    let e = io::Error::from(e);
+                    io::Error::new(e.kind(), format!("eventfd: {e}"))
+                })?;
+                MadeOf::Eventfd(eventfd)
             }
             NotifierKind::SocketPair => {
                 let (read, write) = UnixStream::pair()?;

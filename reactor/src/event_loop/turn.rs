@@ -75,7 +75,10 @@ impl EventLoop {
 
     /// A phase without work costs no more than a look.
     fn turn(&self, events: &mut Events) -> io::Result<()> {
-        self.wait(events)?;
+        self.wait(events).map_err(|e| {
+            let kind = self.poller_kind();
+            io::Error::new(e.kind(), format!("waiting for events by {kind}: {e}"))
+        })?;
         self.dispatch(events);
         if self.goes_on()? && !self.timers.is_empty() {
             self.fire_timers();

@@ -15,7 +15,12 @@ pub(super) struct Epoll {
 
 impl Epoll {
     pub(super) fn new() -> io::Result<Epoll> {
-        Ok(Epoll { epoll: epoll::Epoll::new()? })
+        let context = |e: io::Error| {
+            let forbidden = matches!(e.raw_os_error(), Some(libc::EPERM | libc::ENOSYS));
+            let cure = if forbidden { " (RUDUO_POLLER=poll does without it)" } else { "" };
+            io::Error::new(e.kind(), format!("epoll_create1: {e}{cure}"))
+        };
+        Ok(Epoll { epoll: epoll::Epoll::new().map_err(context)? })
     }
 }
 
