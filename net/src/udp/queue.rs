@@ -233,7 +233,7 @@ mod tests {
         }
         let joins = |max| queue.pieces(max).map(|piece| piece.joins).collect::<Vec<_>>();
         assert_eq!(joins(1400), [false, true, true, false, false, false, false, false]);
-        assert_eq!(joins(4), [false; 8]);
+        assert_eq!(joins(4), [false, false, false, true, false, false, false, false]);
         assert_eq!(joins(0), [false; 8]);
 
         let mut queue = Queue::new(1 << 20, WhenFull::DropNewest);
