@@ -6,7 +6,6 @@ mod common;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use common::program::{Program, binary, run};
@@ -20,8 +19,10 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 fn pair(threads: &str) -> (Program, Program) {
     let server = Program::serve("heartbeat", &[&TIMES[..], &["--threads", threads]].concat());
     let addr = server.addr().to_string();
-    let client =
-        Program::spawn(Command::new(binary("heartbeat")).args(["--connect", &addr]).args(TIMES));
+    let mut command = Command::new(binary("heartbeat"));
+    // It tells of each heartbeat.
+    command.args(["--connect", &addr]).args(TIMES).env("RUST_LOG", "debug");
+    let client = Program::spawn(&mut command);
     assert_eq!(within(&client.lines), format!("connected to {addr}"));
     (server, client)
 }
@@ -61,9 +62,12 @@ fn as_long_as_both_beat_nobody_is_given_up() {
     alone!().run(|| {
         for _ in 0..5 {
             let (server, client) = pair("0");
-            thread::sleep(3 * TIMEOUT);
-            let given_up = [&server, &client].iter().any(|p| p.log().contains(SILENCE));
-            if !given_up {
+            let given_up = || [&server, &client].iter().any(|p| p.log().contains(SILENCE));
+            // Three times the timeout.
+            eventually("hearts beat", || {
+                client.log().matches(": alive").count() >= 30 || given_up()
+            });
+            if !given_up() {
                 assert!(!client.log().contains("shut down"), "{}", client.log());
                 client.ends_well_on(Signal::SIGTERM);
                 server.ends_well_on(Signal::SIGTERM);

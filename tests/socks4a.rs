@@ -3,16 +3,22 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod shim;
 
+use std::fs;
 use std::io::Write;
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::program::Program;
+use common::program::{Program, binary};
 use common::{DEADLINE, eventually, pattern, read_n, read_to_end};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrStorage, bind, connect, socket,
+};
 
 const GRANTED: [u8; 8] = [0, 90, 0, 0, 0, 0, 0, 0];
 const REJECTED: [u8; 8] = [0, 91, 0, 0, 0, 0, 0, 0];
@@ -163,11 +169,61 @@ fn b65_half_a_request_has_a_deadline() {
         client.write_all(&request(port, [127, 0, 0, 1], "", None)).unwrap();
         assert_eq!(read_n(&client, 8), GRANTED);
         let mut target = accept(&listener);
-        thread::sleep(2 * TIME);
+        // Another one's time begins after this one's, and is over after it.
+        assert_eq!(read_to_end(&proxy.connect()).unwrap(), b"");
         target.write_all(b"late").unwrap();
         assert_eq!(read_n(&client, 4), b"late");
         drop((client, target));
         proxy.ends_well_on(Signal::SIGTERM);
+    });
+}
+
+/// A client with another address than the others.
+fn connect_from(source: &str, proxy: &Program) -> TcpStream {
+    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(fd.as_raw_fd(), &source.parse::<SockaddrIn>().unwrap()).unwrap();
+    connect(fd.as_raw_fd(), &SockaddrStorage::from(proxy.addr())).unwrap();
+    let stream = TcpStream::from(fd);
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream
+}
+
+/// The name servers do not answer, until the test has them do so.
+#[test]
+fn b65_slow_names_of_one_peer_keep_nobody_else_waiting_and_have_their_turn() {
+    // More than are looked up at a time.
+    const NAMES: usize = 8;
+    let alone = alone!();
+    let Some(resolver) = shim::build(&alone, "resolver") else { return };
+    alone.run(|| {
+        let (listener, port) = target();
+        let folder = std::env::temp_dir().join(format!("ruduo-names-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let mut command = Command::new(binary("socks4a"));
+        command.args(["--listen", "127.0.0.1:0", "--threads", "2", "--connect-timeout", "3600"]);
+        command.env("LD_PRELOAD", resolver).env("RUDUO_RESOLVER", &folder);
+        let proxy = Program::spawn(&mut command).listening(1);
+        let clients: Vec<_> = (0..NAMES).map(|_| proxy.connect()).collect();
+        for mut client in &clients {
+            client.write_all(&request(port, [0, 0, 0, 1], "", Some("slow.test"))).unwrap();
+        }
+        eventually("two are asked for", || folder.join("asked-2").exists());
+        let mut other = connect_from("127.0.0.2:0", &proxy);
+        other.write_all(&request(port, [0, 0, 0, 1], "", Some("localhost"))).unwrap();
+        assert_eq!(read_n(&other, 8), GRANTED);
+        assert!(!folder.join("asked-3").exists());
+
+        for number in 1..=NAMES {
+            let unfinished = folder.join("unfinished");
+            fs::write(&unfinished, "127.0.0.1").unwrap();
+            fs::rename(unfinished, folder.join(number.to_string())).unwrap();
+        }
+        for client in &clients {
+            assert_eq!(read_n(client, 8), GRANTED);
+        }
+        drop((clients, other, listener));
+        proxy.ends_well_on(Signal::SIGTERM);
+        fs::remove_dir_all(folder).unwrap();
     });
 }
 
