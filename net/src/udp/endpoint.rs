@@ -312,7 +312,7 @@ impl<H: UdpHandler> Endpoint<H> {
         if core.full.get() {
             core.full.set(queue.weight() > queue.limit() / 2);
         } else if queue.weight() >= queue.limit() && !queue.is_empty() {
-            core.full.set(false);
+            core.full.set(true);
             metrics::add(&core.counters.paused_by_output, 1);
         }
     }
