@@ -139,7 +139,7 @@ const BURST: usize = 1024;
 
 struct Entry {
     source: Rc<dyn Source>,
-    generation: u32,
+    token: Token,
     settings: Settings,
 }
 
@@ -156,12 +156,11 @@ impl Channels {
     /// Enters a channel that the poller does not watch yet.
     pub(crate) fn insert(&self, channel: Channel) -> Token {
         let token = self.next_token();
-        let generation = token.generation();
-        self.registrations.set(generation);
+        self.registrations.set(token.generation());
         let Channel { source, interest, mode } = channel;
         let settings = Settings { interest, mode, watched: false };
         let mut slab = self.slab.borrow_mut();
-        slab.insert(Entry { source, generation, settings });
+        slab.insert(Entry { source, token, settings });
         self.peak.set(self.peak.get().max(slab.len()));
         token
     }
@@ -174,7 +173,7 @@ impl Channels {
     /// Takes a channel out. The caller drops it when nothing is borrowed.
     pub(crate) fn remove(&self, token: Token) -> Option<(Rc<dyn Source>, Settings)> {
         let mut slab = self.slab.borrow_mut();
-        slab.get(token.index()).filter(|entry| entry.generation == token.generation())?;
+        slab.get(token.index()).filter(|entry| entry.token == token)?;
         let entry = slab.remove(token.index());
         Some((entry.source, entry.settings))
     }
@@ -194,7 +193,7 @@ impl Channels {
     pub(crate) fn get(&self, token: Token) -> Option<(Rc<dyn Source>, Settings)> {
         let slab = self.slab.borrow();
         let entry = slab.get(token.index())?;
-        (entry.generation == token.generation()).then(|| (Rc::clone(&entry.source), entry.settings))
+        (entry.token == token).then(|| (Rc::clone(&entry.source), entry.settings))
     }
 
     /// The source, if an event tells it nothing but what it waits for: the common case.
@@ -203,21 +202,20 @@ impl Channels {
         // Not `borrow`, which counts its borrowers.
         let slab = self.slab.borrow_mut();
         let entry = slab.get(event.token.index())?;
-        let found = entry.generation == event.token.generation()
-            && entry.settings.interest.covers(event.ready);
+        let found = entry.token == event.token && entry.settings.interest.covers(event.ready);
         found.then(|| Rc::clone(&entry.source))
     }
 
     pub(crate) fn set(&self, token: Token, settings: Settings) {
         if let Some(entry) = self.slab.borrow_mut().get_mut(token.index())
-            && entry.generation == token.generation()
+            && entry.token == token
         {
             entry.settings = settings;
         }
     }
 
     pub(crate) fn tokens(&self) -> Vec<Token> {
-        self.slab.borrow().iter().map(|(index, e)| Token::new(e.generation, index)).collect()
+        self.slab.borrow().iter().map(|(_, entry)| entry.token).collect()
     }
 }
 

@@ -24,6 +24,7 @@ pub struct EventLoopBuilder {
     pub(super) notifiers: Option<NotifierKind>,
     pub(super) panic_policy: PanicPolicy,
     slow_callback: Duration,
+    pub(super) busy_poll: Duration,
 }
 
 impl Default for EventLoopBuilder {
@@ -33,6 +34,7 @@ impl Default for EventLoopBuilder {
             notifiers: None,
             panic_policy: PanicPolicy::default(),
             slow_callback: if cfg!(debug_assertions) { SLOW } else { Duration::MAX },
+            busy_poll: Duration::ZERO,
         }
     }
 }
@@ -65,6 +67,27 @@ impl EventLoopBuilder {
         EventLoopBuilder { slow_callback: threshold, ..self }
     }
 
+    /// Before it goes to sleep, the loop looks for so long, again and again, whether there is
+    /// something to do. `Duration::ZERO`, the default: it does not.
+    ///
+    /// To be put to sleep and woken costs a thread some microseconds, more in a virtual machine:
+    /// about half of a round trip over loopback. Who finds the next message while looking is spared
+    /// that, if it comes within this time; so do other threads, which need not wake the loop. The
+    /// price is a CPU that is busy for up to this time after all that happens, for each loop. So it
+    /// is for those who have a CPU to give to each of their loops; with fewer, whoever
+    /// looks keeps the others from what it is waiting for.
+    ///
+    /// ```
+    /// use ruduo_reactor::EventLoop;
+    /// use std::time::Duration;
+    ///
+    /// let event_loop = EventLoop::builder().busy_poll(Duration::from_micros(50)).build()?;
+    /// # std::io::Result::Ok(())
+    /// ```
+    pub fn busy_poll(self, time: Duration) -> EventLoopBuilder {
+        EventLoopBuilder { busy_poll: time, ..self }
+    }
+
     /// Makes the loop.
     ///
     /// # Errors
@@ -93,6 +116,7 @@ impl EventLoopBuilder {
             graveyard: RefCell::default(),
             signals: Signals::default(),
             locals: RefCell::default(),
+            has_work: Cell::new(false),
             phase: Cell::new(Phase::New),
             quit: Cell::new(false),
             origin: Instant::now(),

@@ -77,6 +77,9 @@ pub struct EventLoop {
     signals: Signals,
     /// One value a type, for libraries on top; see [`EventLoop::local`].
     locals: RefCell<Vec<(TypeId, Rc<dyn Any>)>>,
+    /// There is more to do than events and timers: a task, a signal, the end of a turn, a value to
+    /// drop.
+    has_work: Cell<bool>,
     phase: Cell<Phase>,
     quit: Cell<bool>,
     origin: Instant,
@@ -168,6 +171,7 @@ impl EventLoop {
         // What other threads posted earlier runs earlier.
         self.collect_incoming();
         self.tasks.borrow_mut().push_back(task);
+        self.has_work.set(true);
     }
 
     /// Calls `f` at `deadline`, never earlier. One that is in the past is due at once: when timers
@@ -363,6 +367,7 @@ impl EventLoop {
 
     fn bury(&self, dead: Dead) {
         self.graveyard.borrow_mut().push(dead);
+        self.has_work.set(true);
         if self.phase.get() == Phase::Ended {
             // There will be no end of a turn.
             self.drop_dead();

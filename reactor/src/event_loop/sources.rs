@@ -140,5 +140,6 @@ impl EventLoop {
     /// at the end of the next turn, which then does not wait.
     pub fn at_turn_end(&self, token: Token) {
         self.at_turn_end.borrow_mut().push(token);
+        self.has_work.set(true);
     }
 }

@@ -10,6 +10,9 @@
 //! asked for the end of a turn. Each phase works off what was there when it began; what callbacks
 //! add comes later, so none of them can keep the others waiting for ever.
 //!
+//! Most turns have events and nothing else. Whatever gives the loop more to do says so in
+//! `has_work`, and without that a turn does not look for it.
+//!
 //! No cell of the loop is borrowed while user code runs: a phase takes one thing out, lets go of
 //! the cell, and calls. User code hides in `Drop` too, so values are dropped in that manner, at
 //! the end of the turn.
@@ -67,19 +70,28 @@ impl EventLoop {
         let mut events = Events::with_capacity(MAX_EVENTS);
         // A handle's quit arrives with the tasks; one from before `run` is here already.
         self.collect_incoming();
-        while !self.quit.get() {
+        while self.goes_on()? {
             self.turn(&mut events)?;
         }
         Ok(())
     }
 
-    /// A phase without work costs no more than a look.
     fn turn(&self, events: &mut Events) -> io::Result<()> {
         self.wait(events).map_err(|e| {
             let kind = self.poller_kind();
             io::Error::new(e.kind(), format!("waiting for events by {kind}: {e}"))
         })?;
         self.dispatch(events);
+        if self.has_work.get() || !self.timers.is_empty() || self.handle.shared().inbox.is_pending()
+        {
+            self.rest_of_turn()?;
+        }
+        Ok(())
+    }
+
+    /// The phases after the events.
+    #[inline(never)]
+    fn rest_of_turn(&self) -> io::Result<()> {
         if self.goes_on()? && !self.timers.is_empty() {
             self.fire_timers();
         }
@@ -90,6 +102,7 @@ impl EventLoop {
             self.call_turn_ends();
             self.drop_dead();
         }
+        self.has_work.set(self.has_tasks() || !self.at_turn_end.borrow().is_empty());
         Ok(())
     }
 
@@ -101,8 +114,8 @@ impl EventLoop {
         }
     }
 
-    /// After a phase, whether the next one follows. A callback may have told the loop to quit, or
-    /// forked, and this is the child.
+    /// Before the wait, and between phases, whether to go on. A callback may have
+    /// told the loop to quit, or forked, and this is the child.
     #[inline(always)]
     fn goes_on(&self) -> io::Result<bool> {
         if self.handle.shared().is_forked() {
@@ -112,16 +125,8 @@ impl EventLoop {
     }
 
     fn wait(&self, events: &mut Events) -> io::Result<()> {
-        let shared = self.handle.shared();
-        let timeout = self.timeout();
-        if timeout == Some(Duration::ZERO) {
-            self.poller.wait(events, timeout)?;
-        } else if shared.inbox.fall_asleep() {
-            let outcome = self.poller.wait(events, timeout);
-            shared.inbox.wake_up();
-            outcome?;
-        } else {
-            self.poller.wait(events, Some(Duration::ZERO))?;
+        if self.settings.busy_poll.is_zero() || !self.poll_busily(events)? {
+            self.block(events)?;
         }
         if let Some(watch) = &self.watch {
             watch.begin();
@@ -132,10 +137,45 @@ impl EventLoop {
         Ok(())
     }
 
+    /// Sleeps until there is something to do.
+    #[inline(always)]
+    fn block(&self, events: &mut Events) -> io::Result<()> {
+        let inbox = &self.handle.shared().inbox;
+        match self.timeout() {
+            Some(Duration::ZERO) => self.poller.wait(events, Some(Duration::ZERO)),
+            timeout if inbox.fall_asleep() => {
+                let outcome = self.poller.wait(events, timeout);
+                inbox.wake_up();
+                outcome
+            }
+            _ => self.poller.wait(events, Some(Duration::ZERO)),
+        }
+    }
+
+    /// Looks again and again, for as long as is allowed, and returns whether there is something to
+    /// do. Nobody has to wake a loop that looks, so other threads save their system call too.
+    #[cold]
+    #[inline(never)]
+    fn poll_busily(&self, events: &mut Events) -> io::Result<bool> {
+        let start = Instant::now();
+        let (most, timeout) = (self.settings.busy_poll, self.timeout().unwrap_or(Duration::MAX));
+        loop {
+            self.poller.wait(events, Some(Duration::ZERO))?;
+            if !events.is_empty() || self.handle.shared().inbox.is_pending() {
+                return Ok(true);
+            }
+            let spent = start.elapsed();
+            if spent >= most.min(timeout) {
+                return Ok(spent >= timeout);
+            }
+        }
+    }
+
     /// How long the wait may last. Timers are the only reason to wake up by time, so a loop
     /// without them sleeps until something happens.
+    #[inline(always)]
     fn timeout(&self) -> Option<Duration> {
-        if !self.tasks.borrow().is_empty() || !self.at_turn_end.borrow().is_empty() {
+        if self.has_work.get() {
             return Some(Duration::ZERO);
         }
         if self.timers.is_empty() {
@@ -216,6 +256,7 @@ impl EventLoop {
     fn woken(&self) {
         self.handle.shared().waker.acknowledge();
         self.signals.look();
+        self.has_work.set(true);
     }
 
     /// Timers whose deadline is over.
@@ -349,6 +390,7 @@ impl EventLoop {
             self.quit.set(true);
         }
         self.tasks.borrow_mut().extend(incoming.drain(..).map(|task| task as super::LocalTask));
+        self.has_work.set(true);
         incoming.shrink_to(KEEP_CAPACITY);
     }
 
