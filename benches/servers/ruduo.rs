@@ -13,7 +13,8 @@ use ruduo::{EventLoop, LoopHandle, LoopThread, PostError, TcpServer, UdpServer};
 
 fn main() -> ExitCode {
     common::run(|task| match task.name.as_str() {
-        "echo" => echo(task),
+        "echo" => echo(task, Duration::ZERO),
+        "echo-busy" => echo(task, LOOKING),
         "echo-one-acceptor" => echo_on_loops(task, false),
         "echo-acceptors" => echo_on_loops(task, true),
         "udp" => udp(task),
@@ -24,8 +25,11 @@ fn main() -> ExitCode {
     })
 }
 
-fn echo(task: &Task) -> io::Result<()> {
-    let event_loop = EventLoop::new()?;
+/// How long a loop that looks before it sleeps does that.
+const LOOKING: Duration = Duration::from_millis(1);
+
+fn echo(task: &Task, looking: Duration) -> io::Result<()> {
+    let event_loop = EventLoop::builder().busy_poll(looking).build()?;
     let server = TcpServer::bind(&event_loop, task.address)?
         .on_message(|conn, input| conn.send_buffer(input))
         .start()?;

@@ -86,6 +86,11 @@ pub(crate) const CONTESTANTS: &[Contestant] = {
             does: &[Echo, Udp, Timers, Tasks, RoundTrips, Waiting],
         },
         Contestant {
+            name: "ruduo, looks for 1 ms",
+            program: Own { program: "bench-ruduo", manner: "-busy" },
+            does: &[Waiting],
+        },
+        Contestant {
             name: "one acceptor",
             program: Own { program: "bench-ruduo", manner: "-one-acceptor" },
             does: &[Acceptors],

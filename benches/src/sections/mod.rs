@@ -88,7 +88,7 @@ pub(crate) const SECTIONS: &[Section] = &[
         about: "What can be switched on, beside the hand-written loop. Connections that live for one \
                 message, 50 at once, for two loops that serve (the hand-written one is one): one of \
                 them accepts for both, or each for itself. And one connection whose server sleeps \
-                between messages, or, by hand, never does.",
+                between messages, looks for a while first, or, by hand, never sleeps.",
         charted: &["connections/s", "messages/s"],
         measure: options::options,
     },
