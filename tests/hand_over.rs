@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::program::{Ended, Program, binary};
-use common::{DEADLINE, connect, eventually, read_n, serve, within};
+use common::{DEADLINE, Running, connect, eventually, read_n, serve, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ruduo::{EventLoop, ServerHandle, TcpServer, UnixServer};
@@ -140,15 +140,22 @@ fn the_successor_gets_the_listeners_and_nothing_else_does() {
         let (first, second) = (serve(echo), serve(echo));
         let look = || {
             let mut command = Command::new("sh");
-            let script = "echo \"$LISTEN_FDS $LISTEN_PID\"; readlink /proc/$$/fd/3; \
+            let script = "echo \"$LISTEN_FDS $LISTEN_PID$LISTEN_FDNAMES$LISTEN_FDS_FIRST_FD\"; \
+                          readlink /proc/$$/fd/3; \
                           readlink /proc/$$/fd/4; readlink /proc/$$/fd/*";
             command.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::piped());
-            command.env("LISTEN_PID", "1");
+            // As this program may have got it from its own predecessor, or from systemd.
+            for variable in ["LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_FDS_FIRST_FD"] {
+                command.env(variable, "5");
+            }
             command
         };
-        let servers = [&first.server, &second.server];
-        let child = ServerHandle::hand_over(&servers, look()).unwrap();
-        let seen = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+        let hand_over = |servers: [&Running; 2]| {
+            let servers = servers.map(|running| &running.server);
+            let child = ServerHandle::hand_over(&servers, look()).unwrap();
+            String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
+        };
+        let seen = hand_over([&first, &second]);
         let lines: Vec<_> = seen.lines().collect();
         assert_eq!(lines[0], "2 ", "{seen}");
         assert!(lines[1].starts_with("socket:") && lines[2].starts_with("socket:"), "{seen}");
@@ -156,6 +163,11 @@ fn the_successor_gets_the_listeners_and_nothing_else_does() {
         for socket in &lines[1..3] {
             assert_eq!(lines[3..].iter().filter(|fd| *fd == socket).count(), 1, "{seen}");
         }
+
+        // They come in the order in which they are given.
+        let swapped = hand_over([&second, &first]);
+        let swapped: Vec<_> = swapped.lines().collect();
+        assert_eq!(swapped[1..3], [lines[2], lines[1]], "{seen}{swapped:?}");
 
         // Another child, started as ever.
         let other = look().env_remove("LISTEN_FDS").output().unwrap();

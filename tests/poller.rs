@@ -60,7 +60,7 @@ fn a_regular_file_can_not_be_watched() {
 }
 
 #[test]
-fn reading_and_writing_come_in_one_event() {
+fn b67_reading_and_writing_come_in_one_event() {
     each_poller!().run(|| {
         let poller = Poller::new().unwrap();
         for mode in MODES {
@@ -110,7 +110,7 @@ fn level_edge_and_one_shot_differ_in_what_they_repeat() {
 }
 
 #[test]
-fn interest_is_turned_off_and_on_again() {
+fn b67_interest_is_turned_off_and_on_again() {
     each_poller!().run(|| {
         let poller = Poller::new().unwrap();
         for mode in MODES {

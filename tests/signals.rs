@@ -17,10 +17,10 @@ use std::thread;
 use std::time::Duration;
 
 use bare_loop::{A_WHILE, FEW_TURNS, Record, assert_exited_well, forked, notifier_kinds, run};
-use common::{open_fds, within};
+use common::{open_fds, serve_on, within};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, kill, raise, sigaction};
 use nix::unistd::Pid;
-use ruduo::{EventLoop, LoopThread, Signal, SignalId};
+use ruduo::{Client, EventLoop, LoopThread, Signal, SignalId, TcpServer, UnixServer};
 
 extern "C" fn do_nothing(_: libc::c_int) {}
 
@@ -310,6 +310,55 @@ fn b64_a_child_process_inherits_neither_descriptors_nor_signal_settings() {
             event_loop.run_after(A_WHILE, EventLoop::quit);
             run(&event_loop);
             assert!(event_loop.metrics().turns < FEW_TURNS);
+        }
+    });
+}
+
+/// Whatever has the library open descriptors: no program that is started meanwhile gets them.
+#[test]
+fn b64_every_descriptor_is_close_on_exec() {
+    each_poller!().run(|| {
+        let before = open_fds();
+        for kind in notifier_kinds() {
+            let (tell, told) = mpsc::channel();
+            let path = std::env::temp_dir().join(format!("ruduo-64-{}.sock", std::process::id()));
+            let builder = EventLoop::builder().notifiers(*kind);
+            let running = serve_on(builder, move |event_loop| {
+                let accepted = tell.clone();
+                let server = TcpServer::builder(event_loop)
+                    .acceptor_per_loop(true)
+                    .bind("127.0.0.1:0")?
+                    .threads(2)
+                    .on_connect(move |_| accepted.send(()).unwrap())
+                    .on_message(|_, _| {})
+                    .start()?;
+                let accepted = tell.clone();
+                let unix = UnixServer::bind(event_loop, &path)?
+                    .on_connect(move |_| accepted.send(()).unwrap())
+                    .on_message(|_, _| {})
+                    .start()?;
+                for target in [server.local_addr(), unix.local_addr()] {
+                    let connected = tell.clone();
+                    Client::connect(event_loop, target.clone())
+                        .on_connect(move |_| connected.send(()).unwrap())
+                        .on_message(|_, _| {})
+                        .start()?;
+                }
+                Ok(server)
+            });
+            // Both ends of both connections.
+            (0..4).for_each(|_| within(&told));
+            let opened: Vec<_> =
+                open_fds().into_iter().filter(|(fd, _)| !before.contains_key(fd)).collect();
+            let count = |what: &str| opened.iter().filter(|(_, to)| to.starts_with(what)).count();
+            assert!(count("socket:") >= 7 && count("/dev/null") == 3, "{opened:?}");
+            for (fd, to) in &opened {
+                let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+                let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+                let flags = i32::from_str_radix(flags.trim(), 8).unwrap();
+                assert!(flags & libc::O_CLOEXEC != 0, "{to} would be inherited");
+            }
+            drop(running);
         }
     });
 }

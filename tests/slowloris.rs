@@ -12,20 +12,14 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use common::program::Program;
-use common::{eventually, read_to_end};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use common::{allow_descriptors, eventually, read_to_end};
 use nix::sys::signal::Signal;
 
 const PEERS: usize = 10_000;
 const MOST_EACH: usize = 1024;
 
-/// Room for one end of all connections, here and in the processes that are started. False if there
-/// can't be.
-fn raise_descriptor_limit() -> bool {
-    const ENOUGH: u64 = PEERS as u64 + 1000;
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    soft >= ENOUGH || setrlimit(Resource::RLIMIT_NOFILE, ENOUGH, hard.max(ENOUGH)).is_ok()
-}
+/// Room for one end of all connections.
+const DESCRIPTORS: u64 = PEERS as u64 + 1000;
 
 /// Peers that say so much of a message.
 fn connect(program: &Program, n: usize, said: &str) -> Vec<TcpStream> {
@@ -61,11 +55,10 @@ fn unread(program: &Program) -> usize {
 #[test]
 fn b65_ten_thousand_peers_with_an_unread_byte_cost_under_a_kib_each() {
     let test = alone!();
-    if !raise_descriptor_limit() {
+    if !allow_descriptors(DESCRIPTORS) {
         return test.skip("10,000 descriptors are more than are allowed here");
     }
     test.run(|| {
-        raise_descriptor_limit();
         let hour = ["--idle", "3600", "--header-timeout", "3600"];
         let program = Program::serve("http_hello", &hour);
         // What is there once for all.
@@ -87,11 +80,10 @@ fn b65_ten_thousand_peers_with_an_unread_byte_cost_under_a_kib_each() {
 fn b65_ten_thousand_peers_that_say_nothing_more_are_cut_and_not_before() {
     const TIME: Duration = Duration::from_secs(3);
     let test = alone!();
-    if !raise_descriptor_limit() {
+    if !allow_descriptors(DESCRIPTORS) {
         return test.skip("10,000 descriptors are more than are allowed here");
     }
     test.run(|| {
-        raise_descriptor_limit();
         let program = Program::serve("idle_connection", &["--idle", "3"]);
         let sockets = program.open_sockets();
         let mut starts = Vec::with_capacity(PEERS);

@@ -211,3 +211,35 @@ closed! {
     loop_ended: LoopEnded;
     panicked: Panicked;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who collects these lines finds each figure under its own name.
+    #[test]
+    fn a_line_has_each_figure_by_its_name() {
+        let mut metrics = ServerMetrics {
+            open: 1,
+            accepted: 2,
+            lost: 6,
+            received: 9,
+            sent: 10,
+            discarded: 11,
+            paused_by_output: 12,
+            paused_by_program: 13,
+            accept_pauses: 14,
+            ..ServerMetrics::default()
+        };
+        metrics.refused =
+            RefusedCounts { max_connections: 3, max_connections_per_peer: 4, descriptors: 5 };
+        metrics.closed = ClosedCounts { by_peer: 7, panicked: 8, ..ClosedCounts::default() };
+        assert_eq!(
+            metrics.to_string(),
+            "open=1 accepted=2 refused_max_connections=3 refused_max_connections_per_peer=4 \
+             refused_descriptors=5 lost=6 closed=15 closed_by_peer=7 closed_panicked=8 received=9 \
+             sent=10 discarded=11 paused_by_output=12 paused_by_program=13 accept_pauses=14"
+        );
+        assert_eq!(metrics.refused.total(), 12);
+    }
+}

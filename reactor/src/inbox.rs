@@ -181,7 +181,7 @@ mod tests {
     /// All interleavings of three threads take minutes; those in which each is interrupted at
     /// most three times take seconds, and one poster alone is tried in full below.
     #[test]
-    fn no_wakeup_is_lost() {
+    fn b42_no_wakeup_is_lost() {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(3);
         model.check(|| {

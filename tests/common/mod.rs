@@ -214,6 +214,14 @@ fn thread_count() -> usize {
     fs::read_dir("/proc/self/task").unwrap().count()
 }
 
+/// Sees to it that this process, and those it starts, may have so many descriptors. False if that
+/// can't be.
+pub fn allow_descriptors(enough: u64) -> bool {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    soft >= enough || setrlimit(Resource::RLIMIT_NOFILE, enough, hard.max(enough)).is_ok()
+}
+
 /// Waits for a condition that nobody announces (the kernel's, for example). Yields between looks;
 /// fails after the deadline.
 #[track_caller]

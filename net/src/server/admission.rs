@@ -179,7 +179,7 @@ impl Farewell {
     pub(super) fn new(event_loop: &EventLoop, message: Arc<[u8]>) -> Farewell {
         let deadlines =
             Deadlines { linger: FAREWELL, write_stall: FAREWELL, ..Deadlines::default() };
-        let limits = Limits { read_size: 4096, deadlines, ..Limits::default() };
+        let limits = Limits { deadlines, ..Limits::default() };
         let context = Context::new(event_loop, limits, Arc::default(), |_, _| {});
         Farewell { message, context: Rc::new(context) }
     }
@@ -220,6 +220,35 @@ mod tests {
 
     fn bounds(total: usize, per_peer: usize) -> Admission {
         Admission::new(Bounds { total, per_peer, message: None })
+    }
+
+    fn host(ip: &str) -> Address {
+        Address::Ip((ip.parse::<IpAddr>().unwrap(), 1).into())
+    }
+
+    /// Whoever makes up addresses must find neither more room nor memory that is never freed.
+    #[test]
+    fn a_peer_is_an_ipv4_address_or_an_ipv6_network_while_it_has_connections() {
+        let admission = bounds(usize::MAX, 1);
+        for (first, other, is_the_same) in [
+            ("127.0.0.1", "::ffff:127.0.0.1", true),
+            ("127.0.0.1", "127.0.0.2", false),
+            ("2001:db8::1", "2001:db8::ffff:0:0:1", true),
+            ("2001:db8::1", "2001:db8:0:1::1", false),
+        ] {
+            let (first, other) = (host(first), host(other));
+            admission.enter(&first).unwrap();
+            let outcome = admission.enter(&other);
+            assert_eq!(outcome.is_err(), is_the_same, "{first} and {other}");
+            admission.leave(&first);
+            if outcome.is_ok() {
+                admission.leave(&other);
+            }
+            assert!(admission.lock_peers().is_empty(), "{first} and {other} are remembered");
+        }
+        // Those on a Unix socket have no address, and are not counted.
+        let unix = "unix:/nowhere".parse().unwrap();
+        assert_eq!([admission.enter(&unix), admission.enter(&unix)], [Ok(()), Ok(())]);
     }
 
     /// Whoever is refused has not been in anybody's way.
