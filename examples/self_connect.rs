@@ -55,7 +55,7 @@ fn show(port: u16) -> io::Result<()> {
 fn by_a_plain_socket(address: SocketAddr) -> io::Result<()> {
     use std::os::fd::AsRawFd;
 
-    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None)?;
     let itself = SockaddrStorage::from(address);
     bind(fd.as_raw_fd(), &itself)?;
     connect(fd.as_raw_fd(), &itself)?;

@@ -9,9 +9,11 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use common::{DEADLINE, Running, eventually, open_fds, read_n, read_to_end, serve, take_logs};
+use common::{
+    DEADLINE, Running, eventually, new_socket, open_fds, read_n, read_to_end, serve, take_logs,
+};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
+use nix::sys::socket::{SockaddrStorage, bind, connect};
 use ruduo::{EventLoop, Server, TcpServer};
 
 fn write(mut stream: &TcpStream, bytes: impl AsRef<[u8]>) {
@@ -33,8 +35,7 @@ fn echo(settings: impl FnOnce(Server<'_>) -> Server<'_> + Send + 'static) -> Run
 
 /// A peer with this address.
 fn connect_from(ip: Ipv4Addr, server: SocketAddr) -> TcpStream {
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let fd = socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap();
+    let fd = new_socket();
     bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::from((ip, 0)))).unwrap();
     connect(fd.as_raw_fd(), &SockaddrStorage::from(server)).unwrap();
     let stream = TcpStream::from(fd);

@@ -391,7 +391,7 @@ fn what_can_not_be_watched_is_an_error_and_dropped() {
         let event_loop = EventLoop::new().unwrap();
         let seen = Record::new();
         let held = Dropped(seen.clone(), "dropped");
-        let file = File::open("/proc/self/exe").unwrap();
+        let file = File::open(std::env::current_exe().unwrap()).unwrap();
         let handler = move |_: &EventLoop, _: &File, _: Event| held.0.push("called");
         let refused = event_loop.register(Channel::new(file, Interest::READ, handler));
         assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::PermissionDenied);

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use common::program::{Program, binary};
-use common::{connect, eventually, pattern, read_n};
+use common::{connect, eventually, pattern, proc, read_n};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{MsgFlags, recv};
 
@@ -84,7 +84,7 @@ impl Reader {
 
 /// Resident memory of a program, in bytes.
 fn memory(program: &Program) -> usize {
-    let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", program.pid())).unwrap();
+    let rollup = proc::read(&format!("{}/smaps_rollup", program.pid()));
     let rss = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
     rss.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
 }

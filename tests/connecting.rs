@@ -180,7 +180,7 @@ fn those_that_lose_a_race_are_closed() {
         });
         let (silent, _fds) = full();
         let event_loop = EventLoop::new().unwrap();
-        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let open = || open_fds().len();
         let before = open();
         let client = TcpClient::connect(&event_loop, [silent, server.addr()])
             .on_connect(|conn| conn.finish())

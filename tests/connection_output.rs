@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use common::{Alone, pattern, read_n, read_to_end, reset, serve, within};
+use common::{Alone, pattern, proc, read_n, read_to_end, reset, serve, within};
 use recorder::{Told, recorded, recorded_open};
 use ruduo::{Buffer, Connection, SendError, TcpServer};
 use sha2::{Digest, Sha256};
@@ -185,7 +185,7 @@ fn send_into_a_broken_pipe(send: impl FnOnce(&Connection<'_>) + Send + 'static) 
     // The signal is neither delivered nor left pending for whoever unblocks it.
     let (tell, told) = channel();
     let look = move |_: &ruduo::EventLoop| {
-        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+        let status = proc::read("thread-self/status");
         let mask = |name| {
             let line: &str = status.lines().find(|line| line.starts_with(name)).unwrap();
             u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap()

@@ -15,9 +15,7 @@ use bare_loop::{
     Record, assert_exited_well, exit_child, fork_here, forked, notifier_kinds, pair, run,
 };
 use common::{DEADLINE, within};
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::wait::waitpid;
-use nix::unistd::Pid;
 use ruduo::{
     Channel, Event, EventLoop, Interest, LoopHandle, LoopPool, LoopThread, PostError, Signal,
 };
@@ -144,9 +142,13 @@ fn b40_a_pool_is_started_and_dropped_10_000_times() {
     each_poller!().run(start_and_drop_a_pool_10_000_times);
 }
 
+#[cfg(any(target_os = "linux", target_os = "freebsd"))]
 #[test]
 fn b40_a_pool_is_started_and_dropped_10_000_times_on_one_cpu() {
     each_poller!().run(|| {
+        use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+        use nix::unistd::Pid;
+
         let this = Pid::from_raw(0);
         let mine = sched_getaffinity(this).unwrap();
         let cpu = (0..CpuSet::count()).find(|cpu| mine.is_set(*cpu).unwrap()).unwrap();

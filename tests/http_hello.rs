@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use common::program::{Program, binary, run};
-use common::{eventually, read_n, read_to_end};
+use common::{eventually, proc, read_n, read_to_end};
 use nix::sys::signal::Signal;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -99,7 +99,7 @@ fn exchange(server: &Program, bytes: impl AsRef<[u8]>) -> String {
 
 /// The most memory that the server has had so far, in kB.
 fn peak_memory(server: &Program) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let status = proc::read(&format!("{}/status", server.pid()));
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }

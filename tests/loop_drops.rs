@@ -192,7 +192,7 @@ fn in_channels(event_loop: &EventLoop, new: &dyn Fn() -> Meddler, peers: &mut Ve
         event_loop.deregister(other);
     });
     event_loop.register(by_itself).unwrap();
-    let (file, held) = (File::open("/proc/self/exe").unwrap(), new());
+    let (file, held) = (File::open(std::env::current_exe().unwrap()).unwrap(), new());
     let handler = move |_: &EventLoop, _: &File, _: Event| _ = held.generations;
     event_loop.register(Channel::new(file, Interest::READ, handler)).unwrap_err();
 }

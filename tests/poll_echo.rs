@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::program::{Program, binary, run};
-use common::{DEADLINE, eventually, pattern, read_n, read_to_end};
+use common::{DEADLINE, eventually, pattern, proc, read_n, read_to_end};
 use nix::sys::signal::Signal;
 
 const TRIGGERS: [&str; 3] = ["level", "edge", "oneshot"];
@@ -130,10 +130,7 @@ fn whoever_has_much_to_do_leaves_others_their_turns() {
         let (socket, mut peer) = (datagrams(&program), program.connect());
         peer.write_all(b"ping").unwrap();
         assert_eq!(read_n(&peer, 4), b"ping");
-        let state_is = |state: &str| {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", program.pid())).unwrap();
-            stat.contains(state)
-        };
+        let state_is = |state: &str| proc::read(&format!("{}/stat", program.pid())).contains(state);
         eventually("it waits", || state_is(") S "));
         let earlier = program.log().len();
 
@@ -163,9 +160,7 @@ fn idle_is_idle() {
             let mut peer = program.connect();
             peer.write_all(b"ping").unwrap();
             read_n(&peer, 4);
-            let of_process = |file: &str| {
-                std::fs::read_to_string(format!("/proc/{}/{file}", program.pid())).unwrap()
-            };
+            let of_process = |file: &str| proc::read(&format!("{}/{file}", program.pid()));
             let switches = || {
                 let status = of_process("status");
                 let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"));

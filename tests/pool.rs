@@ -16,9 +16,7 @@ use std::thread::{self, ThreadId};
 
 use bare_loop::run;
 use common::{eventually, open_fds, within};
-use nix::sched::{CpuSet, sched_getaffinity};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::unistd::Pid;
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use ruduo::{EventLoop, LoopHandle, LoopPool, LoopThread, Placement, PollerKind, PostError};
 
 fn spawn() -> LoopThread {
@@ -306,11 +304,14 @@ fn threads_have_the_pools_name_and_a_number() {
     });
 }
 
+#[cfg(any(target_os = "linux", target_os = "freebsd"))]
 #[test]
 fn pinned_threads_have_one_cpu_each_in_turn() {
     each_poller!().run(|| {
         fn cpus() -> Vec<usize> {
-            let set = sched_getaffinity(Pid::from_raw(0)).unwrap();
+            use nix::sched::{CpuSet, sched_getaffinity};
+
+            let set = sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap();
             (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap()).collect()
         }
         let base = EventLoop::new().unwrap();
@@ -358,27 +359,26 @@ fn the_last_clone_of_a_pool_may_be_dropped_on_one_of_its_threads() {
 }
 
 /// The soft limit of open descriptors, so that only `free` more can be opened.
-fn leave_free(free: u64) {
-    let in_use: BTreeSet<u64> = open_fds().keys().map(|fd| fd.parse().unwrap()).collect();
-    let gaps = (0u64..).filter(|fd| !in_use.contains(fd));
+fn leave_free(free: rlim_t) {
+    let in_use: BTreeSet<rlim_t> = open_fds().keys().map(|fd| fd.parse().unwrap()).collect();
+    let gaps = (0..).filter(|fd| !in_use.contains(fd));
     let limit = gaps.take(free as usize).last().map_or(0, |fd| fd + 1);
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, limit, hard).unwrap();
 }
 
-fn without_limit(old: u64) {
+fn without_limit(old: rlim_t) {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, old, hard).unwrap();
 }
 
-/// A loop needs two: its epoll instance and its eventfd.
-/// Of its poller, if that has one, and its notifier.
-fn descriptors_of_a_loop() -> u64 {
+/// How many a loop needs: those of its poller, if that has one, and its notifier.
+fn descriptors_of_a_loop() -> rlim_t {
     let before = open_fds().len();
     let event_loop = LoopThread::spawn("test-loop", EventLoop::builder(), |_| Ok(())).unwrap();
     let with_it = open_fds().len();
     drop(event_loop);
-    (with_it - before) as u64
+    (with_it - before) as rlim_t
 }
 
 #[test]

@@ -7,14 +7,14 @@ mod kernel;
 mod recorder;
 mod sessions;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{eventually, pattern, read_n, read_to_end, reset, serve, within};
+use common::{eventually, pattern, proc, read_n, read_to_end, reset, serve, within};
 use recorder::{Told, brief, recorded_open, recorded_paused};
 use ruduo::{Buffer, Connection, DecodeError, FrameCodec, LineCodec, SendError, Server, TcpServer};
 use sessions::{Sessions, act, cuts};
@@ -36,7 +36,7 @@ fn is_reset(outcome: io::Result<Vec<u8>>) -> bool {
 
 /// A line of `/proc/self/status`, in bytes.
 fn memory(name: &str) -> usize {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let status = proc::read("self/status");
     let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
     line.trim_matches([':', '\t', ' ']).trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
 }

@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{
-    DEADLINE, Running, connect, eventually, open_fds, read_n, read_to_end, serve, within,
+    DEADLINE, Running, connect, eventually, open_fds, proc, read_n, read_to_end, serve, within,
 };
 use ruduo::{
     Buffer, Channel, CloseReason, Connection, EventLoop, Handler, Interest, LoopHandle, LoopPool,
@@ -501,7 +501,7 @@ fn break_poller(event_loop: &EventLoop) {
     let watched = mine.as_raw_fd().to_string();
     event_loop.register(Channel::new(mine, Interest::READ, |_, _, _| {})).unwrap();
     let watches = |fd: &str| {
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+        let info = proc::read(&format!("self/fdinfo/{fd}"));
         let mut targets = info.lines().filter_map(|line| line.strip_prefix("tfd:"));
         targets.any(|target| target.split_whitespace().next() == Some(&watched))
     };

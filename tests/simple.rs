@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::program::{Program, binary, run};
-use common::{connect, eventually, pattern, read_n, read_to_end};
+use common::{connect, eventually, pattern, proc, read_n, read_to_end};
 use nix::sys::signal::Signal;
 
 /// Starts all five services on free ports.
@@ -108,7 +108,7 @@ fn simple_all_serves_all_five() {
     alone!().run(|| {
         for threads in [0, 2] {
             let all = simple_all(&threads.to_string());
-            let tasks = std::fs::read_dir(format!("/proc/{}/task", all.pid())).unwrap();
+            let tasks = proc::list(&format!("{}/task", all.pid()));
             assert_eq!(tasks.count(), 1 + threads, "the services share their threads");
             let [echo, discards, daytime, chargen, time] = all.addrs[..] else { unreachable!() };
             // As many as there are loops, and one more.

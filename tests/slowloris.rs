@@ -6,13 +6,12 @@
 
 mod common;
 
-use std::fs;
 use std::io::Write;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use common::program::Program;
-use common::{allow_descriptors, eventually, read_to_end};
+use common::{allow_descriptors, eventually, proc, read_to_end};
 use nix::sys::signal::Signal;
 
 const PEERS: usize = 10_000;
@@ -32,7 +31,7 @@ fn connect(program: &Program, n: usize, said: &str) -> Vec<TcpStream> {
 }
 
 fn resident(program: &Program) -> usize {
-    let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", program.pid())).unwrap();
+    let rollup = proc::read(&format!("{}/smaps_rollup", program.pid()));
     let rss = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
     rss.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
 }
@@ -40,7 +39,7 @@ fn resident(program: &Program) -> usize {
 /// How many bytes nobody has received yet, of connections to there.
 fn unread(program: &Program) -> usize {
     let port = format!(":{:04X}", program.addr().port());
-    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let table = proc::read("net/tcp");
     let of_line = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let queue = fields[4].split_once(':').unwrap().1;

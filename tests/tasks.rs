@@ -7,7 +7,6 @@ mod common;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -18,8 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bare_loop::{A_WHILE, FEW_TURNS, Record, notifier_kinds, pair, run};
-use common::{DEADLINE, eventually, open_fds, within};
-use nix::unistd::{Pid, gettid};
+use common::{DEADLINE, eventually, open_fds, proc, within};
 use ruduo::{Channel, Event, EventLoop, EventLoopBuilder, Interest, LoopThread, PollerKind};
 
 fn spawn(builder: EventLoopBuilder) -> LoopThread {
@@ -219,10 +217,16 @@ fn b41_a_task_posted_while_the_loop_stops_runs_or_is_refused() {
     });
 }
 
+/// The number by which the system knows this thread.
+fn thread_id() -> i32 {
+    let stat = proc::read("thread-self/stat");
+    stat.split(' ').next().unwrap().parse().unwrap()
+}
+
 /// A loop whose waker is an eventfd, with what the kernel knows of it.
 struct Watched {
     event_loop: LoopThread,
-    thread: Pid,
+    thread: i32,
     eventfd: RawFd,
 }
 
@@ -236,19 +240,19 @@ impl Watched {
         let event_loop = spawn(EventLoop::builder());
         let new: Vec<String> = eventfds().difference(&before).cloned().collect();
         let (send, thread) = mpsc::channel();
-        event_loop.handle().post(move |_| send.send(gettid()).unwrap()).unwrap();
+        event_loop.handle().post(move |_| send.send(thread_id()).unwrap()).unwrap();
         assert_eq!(new.len(), 1);
         Watched { thread: within(&thread), eventfd: new[0].parse().unwrap(), event_loop }
     }
 
     fn until_asleep(&self) {
-        let stat = format!("/proc/self/task/{}/stat", self.thread);
-        eventually("the loop sleeps", || fs::read_to_string(&stat).unwrap().contains(") S "));
+        let stat = format!("self/task/{}/stat", self.thread);
+        eventually("the loop sleeps", || proc::read(&stat).contains(") S "));
     }
 
     /// With epoll the loop leaves its eventfd unread: its value is the number of wakeups so far.
     fn wakeups(&self) -> u64 {
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", self.eventfd)).unwrap();
+        let info = proc::read(&format!("self/fdinfo/{}", self.eventfd));
         let count = info.lines().find_map(|line| line.strip_prefix("eventfd-count:")).unwrap();
         u64::from_str_radix(count.trim(), 16).unwrap()
     }

@@ -5,7 +5,6 @@
 mod common;
 mod dialling;
 
-use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -14,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::program::{Program, binary, run};
-use common::{DEADLINE, eventually, pattern, read_n, read_to_end, reset};
+use common::{DEADLINE, eventually, pattern, proc, read_n, read_to_end, reset};
 use dialling::full;
 use nix::sys::signal::Signal;
 
@@ -104,7 +103,7 @@ fn b11_a_reset_is_carried_through() {
 
 /// The most memory it has had, in bytes.
 fn most_resident(program: &Program) -> usize {
-    let status = fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
+    let status = proc::read(&format!("{}/status", program.pid()));
     let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     most.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
 }
@@ -213,7 +212,7 @@ fn b59_targets_that_do_not_answer_take_no_threads_and_are_given_up() {
     alone!().run(|| {
         let (relay, _silent) = to_silence(&["--threads", "2", "--connect-timeout", "0.5"]);
         let sockets = relay.open_sockets();
-        let threads = || fs::read_dir(format!("/proc/{}/task", relay.pid())).unwrap().count();
+        let threads = || proc::list(&format!("{}/task", relay.pid())).count();
         let before = threads();
         let clients: Vec<_> = (0..CLIENTS).map(|_| relay.connect()).collect();
         for client in clients {

@@ -5,8 +5,6 @@
 mod common;
 mod datagrams;
 
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::Command;
 
 use common::program::{Program, binary, run};
@@ -49,8 +47,12 @@ fn it_echoes_however_it_is_told_to_and_ends_by_a_signal() {
     });
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn it_serves_unix_datagrams() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+
     alone!().run(|| {
         let mut command = Command::new(binary("udp_echo"));
         let name = format!("unix:@ruduo-udp-echo-{}", std::process::id());

@@ -4,12 +4,13 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use ruduo_reactor::sys::keepalive::keep_alive;
 
 use crate::Address;
 
 /// How the kernel asks a peer that says nothing whether it is still there (SO_KEEPALIVE). If it is
-/// not, the connection closes with [`ReadFailed`](crate::CloseReason::ReadFailed), `TimedOut`.
+/// not, the connection closes with [`ReadFailed`](crate::CloseReason::ReadFailed), `TimedOut`. OpenBSD
+/// does not let a socket set this; there starting the server fails with `Unsupported`.
 ///
 /// That finds machines and networks that are gone. A program that hangs is not: its kernel answers.
 ///
@@ -70,14 +71,14 @@ fn set_keepalive(socket: BorrowedFd<'_>, keepalive: Keepalive) -> io::Result<()>
     let Keepalive { after, every, times } = keepalive;
     let seconds = |time: Duration| u32::try_from(time.as_millis().div_ceil(1000));
     let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
-    setsockopt(&socket, sockopt::TcpKeepIdle, &seconds(after).map_err(too_long)?)?;
-    setsockopt(&socket, sockopt::TcpKeepInterval, &seconds(every).map_err(too_long)?)?;
-    setsockopt(&socket, sockopt::TcpKeepCount, &times)?;
-    Ok(setsockopt(&socket, sockopt::KeepAlive, &true)?)
+    let (after, every) = (seconds(after).map_err(too_long)?, seconds(every).map_err(too_long)?);
+    keep_alive(socket, after, every, times)
 }
 
 #[cfg(target_os = "linux")]
 fn set_user_timeout(socket: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
+    use nix::sys::socket::{setsockopt, sockopt};
+
     let ms = u32::try_from(timeout.as_millis())
         .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     // 0 would mean the system's default.

@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
 
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
+use ruduo_reactor::sys::sendfile;
 use ruduo_reactor::sys::socket::{self, Moved};
 
 /// What moves the bytes of a connection. An endpoint is compiled for each transport, so the plain
@@ -49,7 +50,7 @@ impl Transport for Plain {
         offset: u64,
         count: usize,
     ) -> io::Result<usize> {
-        socket::send_file(socket, file, offset, count)
+        sendfile::send_file(socket, file, offset, count)
     }
 
     fn shutdown(&self, socket: BorrowedFd<'_>) -> io::Result<()> {

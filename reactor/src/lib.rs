@@ -11,6 +11,7 @@
 //! 4. `sys/` holds every system call that needs `unsafe`, one file per kernel interface.
 
 mod channel;
+mod cpus;
 mod event_loop;
 mod handle;
 mod inbox;

@@ -5,9 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
-
+use crate::cpus;
 use crate::event_loop::{EventLoop, EventLoopBuilder};
 use crate::handle::LoopHandle;
 use crate::thread::LoopThread;
@@ -168,7 +166,8 @@ impl LoopPoolBuilder<'_> {
         Self { placement, ..self }
     }
 
-    /// Binds each thread to one CPU, in turn, of those the calling thread may use.
+    /// Binds each thread to one CPU, in turn, of those the calling thread may use. On Linux,
+    /// FreeBSD and DragonFly; elsewhere `start` then fails with `Unsupported`.
     pub fn pin_to_cpus(self, pin_to_cpus: bool) -> Self {
         Self { pin_to_cpus, ..self }
     }
@@ -192,13 +191,13 @@ impl LoopPoolBuilder<'_> {
     /// # Errors
     /// What kept one of them from starting; those started before have been ended then.
     pub fn start(self) -> io::Result<LoopPool> {
-        let cpus = if self.pin_to_cpus { usable_cpus()? } else { Vec::new() };
+        let cpus = if self.pin_to_cpus { cpus::usable()? } else { Vec::new() };
         let mut threads = Vec::with_capacity(self.threads);
         for i in 0..self.threads {
             let on_start = self.on_start.clone();
             let cpu = cpus.get(i % cpus.len().max(1)).copied();
             let init = move |event_loop: &EventLoop| {
-                cpu.map_or(Ok(()), pin)?;
+                cpu.map_or(Ok(()), cpus::pin)?;
                 on_start(event_loop)
             };
             let name = format!("{}-{i}", self.name);
@@ -212,18 +211,6 @@ impl LoopPoolBuilder<'_> {
         let (placement, next) = (self.placement, AtomicUsize::new(0));
         Ok(LoopPool { inner: Arc::new(Inner { threads, loops, placement, next }) })
     }
-}
-
-fn usable_cpus() -> io::Result<Vec<usize>> {
-    let set = sched_getaffinity(Pid::from_raw(0))?;
-    Ok((0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect())
-}
-
-fn pin(cpu: usize) -> io::Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu)?;
-    sched_setaffinity(Pid::from_raw(0), &set)
-        .map_err(|e| io::Error::other(format!("binding a thread to CPU {cpu}: {e}")))
 }
 
 impl fmt::Debug for LoopPool {

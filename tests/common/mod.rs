@@ -3,13 +3,14 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+pub mod proc;
 pub mod program;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::mpsc::Receiver;
@@ -161,6 +162,9 @@ impl Alone {
             .unwrap();
         let text = [&output.stdout[..], &output.stderr[..]].concat();
         let text = String::from_utf8_lossy(&text);
+        if let Some((_, why)) = text.split_once(proc::SKIP) {
+            return self.skip(why.lines().next().unwrap_or_default());
+        }
         let on = poller.map(|kind| format!(" on {kind}")).unwrap_or_default();
         assert!(
             output.status.success() && text.contains("1 passed"),
@@ -197,27 +201,49 @@ impl Alone {
 }
 
 /// Descriptors and what they lead to.
+#[cfg(target_os = "linux")]
 pub fn open_fds() -> BTreeMap<String, String> {
-    let listing = fs::read_dir("/proc/self/fd").unwrap();
-    let entry = |entry: io::Result<fs::DirEntry>| {
-        let path = entry.unwrap().path();
-        let target = fs::read_link(&path).ok()?;
+    let entry = |path: std::path::PathBuf| {
+        let target = std::fs::read_link(&path).ok()?;
         let kind = target.to_string_lossy().into_owned();
         // The directory being listed is open itself.
         (!kind.starts_with("/proc/"))
             .then(|| (path.file_name().unwrap().to_string_lossy().into_owned(), kind))
     };
-    listing.filter_map(entry).collect()
+    proc::list("self/fd").filter_map(entry).collect()
 }
 
+/// Descriptors and what they are, as far as the system tells: their number is asked of each that
+/// there may be.
+#[cfg(not(target_os = "linux"))]
+pub fn open_fds() -> BTreeMap<String, String> {
+    use nix::sys::resource::{Resource, getrlimit};
+    use std::os::fd::BorrowedFd;
+
+    const MOST: i32 = 65_536;
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    // The limit may have been lowered below what is open already.
+    let numbers = 0..i32::try_from(limit).unwrap_or(MOST).clamp(1024, MOST);
+    let entry = |fd: i32| {
+        // SAFETY: a number that is no descriptor is an error, and nothing else is done with it.
+        let stat = nix::sys::stat::fstat(unsafe { BorrowedFd::borrow_raw(fd) }).ok()?;
+        Some((fd.to_string(), format!("{:o}:{}", stat.st_mode, stat.st_ino)))
+    };
+    numbers.filter_map(entry).collect()
+}
+
+/// How many threads there are; where the system has no simple answer, as many as always.
 fn thread_count() -> usize {
-    fs::read_dir("/proc/self/task").unwrap().count()
+    if cfg!(target_os = "linux") { proc::list("self/task").count() } else { 1 }
 }
 
 /// Sees to it that this process, and those it starts, may have so many descriptors. False if that
 /// can't be.
 pub fn allow_descriptors(enough: u64) -> bool {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
+
+    // FreeBSD counts in signed numbers.
+    let Ok(enough) = rlim_t::try_from(enough) else { return false };
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     soft >= enough || setrlimit(Resource::RLIMIT_NOFILE, enough, hard.max(enough)).is_ok()
 }
@@ -323,13 +349,22 @@ pub fn connect(addr: impl ToSocketAddrs) -> TcpStream {
     stream
 }
 
+/// A TCP socket that is neither bound nor connected.
+pub fn new_socket() -> OwnedFd {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+    // Not every system can be told at once.
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
+    fd
+}
+
 /// A connected peer whose kernel takes a little at a time.
 pub fn connect_with_a_small_buffer(address: SocketAddr) -> TcpStream {
-    use nix::sys::socket::{
-        AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
-    };
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let fd = socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap();
+    use nix::sys::socket::{SockaddrStorage, connect, setsockopt, sockopt};
+
+    let fd = new_socket();
     setsockopt(&fd, sockopt::RcvBuf, &1).unwrap();
     connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(address)).unwrap();
     let stream = TcpStream::from(fd);

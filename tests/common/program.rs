@@ -1,20 +1,20 @@
 //! The examples as a user meets them: real binaries with arguments, output, a log, signals and an
 //! exit status.
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{SLOW_CALLBACK, connect, eventually, within};
+use super::{SLOW_CALLBACK, connect, eventually, proc, within};
 
 /// An example's binary: beside the tests' own, where `cargo test` has just built it.
 pub fn binary(example: &str) -> PathBuf {
@@ -40,6 +40,16 @@ pub struct Program {
     pub addrs: Vec<SocketAddr>,
 }
 
+/// Nobody is left to kill it when the test is killed.
+#[cfg(target_os = "linux")]
+fn die_with_us(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+
+    let die_with_us = || Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?);
+    // SAFETY: prctl(2) may be called between fork and exec.
+    unsafe { command.pre_exec(die_with_us) };
+}
+
 /// How a program ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -58,9 +68,8 @@ impl Program {
     }
 
     pub fn spawn(command: &mut Command) -> Program {
-        let die_with_us = || Ok(set_pdeathsig(Signal::SIGKILL)?);
-        // SAFETY: prctl(2) may be called between fork and exec.
-        unsafe { command.pre_exec(die_with_us) };
+        #[cfg(target_os = "linux")]
+        die_with_us(command);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -141,8 +150,7 @@ impl Program {
     }
 
     fn fds(&self) -> impl Iterator<Item = PathBuf> {
-        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
-        fds.map(|entry| entry.unwrap().path())
+        proc::list(&format!("{}/fd", self.pid()))
     }
 
     /// What it has written to standard error so far, in whole lines.
@@ -153,10 +161,8 @@ impl Program {
     /// Waits for its end.
     #[track_caller]
     pub fn wait(mut self) -> Ended {
-        eventually("the program ends", || {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
-            stat.is_ok_and(|stat| stat.contains(") Z "))
-        });
+        let child = RefCell::new(&mut self.child);
+        eventually("the program ends", || child.borrow_mut().try_wait().unwrap().is_some());
         let status = self.child.wait().unwrap();
         self.log_reader.take().unwrap().join().unwrap();
         Ended { code: status.code(), signal: status.signal(), log: self.log() }

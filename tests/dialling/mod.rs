@@ -7,15 +7,14 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, socket,
-};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{Backlog, SockaddrIn, bind, listen};
 use ruduo::{
     Address, Client, ClientHandle, CloseReason, ConnectError, ConnectFailure, EventLoop,
     LoopThread, Retry,
 };
 
-use crate::common::within;
+use crate::common::{new_socket, within};
 
 #[derive(Debug, PartialEq)]
 pub enum Told {
@@ -89,8 +88,9 @@ pub fn nobody() -> SocketAddr {
 /// A listener whose queue is full, so that the next handshake is not answered; and what fills it.
 pub fn full() -> (SocketAddr, Vec<OwnedFd>) {
     let new = || {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap()
+        let fd = new_socket();
+        fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        fd
     };
     let listener = new();
     let any: SockaddrIn = "127.0.0.1:0".parse().unwrap();

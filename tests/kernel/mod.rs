@@ -3,10 +3,9 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
-use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
-use crate::common::eventually;
+use crate::common::{eventually, proc};
 
 /// One end of a connection.
 #[derive(Debug)]
@@ -23,7 +22,7 @@ const CLOSE_WAIT: u8 = 8;
 
 /// The first of the two ends; `None` if there is none (any more).
 pub fn end((local, remote): (SocketAddr, SocketAddr)) -> Option<End> {
-    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let table = proc::read("net/tcp");
     table.lines().skip(1).find_map(|line| {
         let mut fields = line.split_whitespace().skip(1);
         let ends = (address(fields.next()?), address(fields.next()?));

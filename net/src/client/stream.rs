@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use ruduo_reactor::EventLoop;
+use ruduo_reactor::sys::socket;
 
 use crate::callbacks::{CanStart, Unset, on_methods};
 use crate::connection::endpoint::Endpoint;
@@ -55,7 +56,7 @@ pub struct Connected<'l, C = Unset> {
 impl<'l> Connected<'l> {
     pub(super) fn new(event_loop: &'l EventLoop, stream: TcpStream) -> io::Result<Connected<'l>> {
         let peer = stream.peer_addr().map_err(taking_over)?.into();
-        stream.set_nonblocking(true).map_err(taking_over)?;
+        socket::take_over(stream.as_fd()).map_err(taking_over)?;
         Ok(Connected {
             event_loop,
             socket: stream.into(),

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::resource::{Resource, getrlimit, rlim_t};
 use ruduo_reactor::EventLoop;
 
 use crate::connection::endpoint::Endpoint;
@@ -67,11 +67,16 @@ impl Bounds {
     pub(super) fn compare_with_system(&self) {
         let needed = self.total.saturating_add(SPARE_DESCRIPTORS);
         match getrlimit(Resource::RLIMIT_NOFILE) {
-            Ok((soft, _)) if self.total < usize::MAX && soft < needed as u64 => log::warn!(
-                "max_connections is {}, but this process may have {soft} descriptors: set \
-                 'ulimit -n {needed}' (systemd: LimitNOFILE={needed}) or a lower limit",
-                self.total
-            ),
+            Ok((soft, _))
+                if self.total < usize::MAX
+                    && rlim_t::try_from(needed).is_ok_and(|needed| soft < needed) =>
+            {
+                log::warn!(
+                    "max_connections is {}, but this process may have {soft} descriptors: set \
+                     'ulimit -n {needed}' (systemd: LimitNOFILE={needed}) or a lower limit",
+                    self.total
+                );
+            }
             _ => {}
         }
     }

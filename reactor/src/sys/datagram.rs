@@ -21,6 +21,7 @@ use libc::mmsghdr as Message;
 
 use super::address::{Address, RawAddress};
 use super::check_len;
+use super::socket::NO_SIGNAL;
 
 /// The largest datagram that there is over IP, and so the room that holds any.
 pub const MAX_DATAGRAM: usize = 65_535;
@@ -253,7 +254,10 @@ impl Inbound {
 
 /// The time and the segment's size, if the kernel has told them.
 fn read_control(header: &libc::msghdr) -> (Option<SystemTime>, Option<usize>) {
-    let (mut time, mut segment) = (None, None);
+    let mut time = None;
+    // Only Linux joins datagrams.
+    #[cfg_attr(not(target_os = "linux"), allow(unused_mut))]
+    let mut segment = None;
     // SAFETY: the header's control data is what the kernel has written to our room.
     let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };
     while !next.is_null() {
@@ -400,7 +404,7 @@ impl Outbound {
         let sent = retry(|| {
             // SAFETY: each header points to slices, control data and a name that are valid for
             // reading: of ours, and of the caller, who lends them for longer than the call.
-            let n = unsafe { libc::sendmmsg(fd, messages, len, libc::MSG_NOSIGNAL as _) };
+            let n = unsafe { libc::sendmmsg(fd, messages, len, NO_SIGNAL as _) };
             n as libc::ssize_t
         });
         match sent {
@@ -413,8 +417,7 @@ impl Outbound {
         for (i, message) in self.messages.iter().enumerate() {
             let header = &raw const message.msg_hdr;
             // SAFETY: as above, for one of them.
-            let sent =
-                retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), header, libc::MSG_NOSIGNAL) });
+            let sent = retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), header, NO_SIGNAL) });
             match sent {
                 Ok(_) => {}
                 Err(error) if i == 0 => {

@@ -12,16 +12,17 @@ pub mod datagram;
 pub(crate) mod epoll;
 pub(crate) mod fork;
 pub mod inherit;
+pub mod keepalive;
 #[cfg(kqueue)]
 pub(crate) mod kqueue;
 pub(crate) mod memory;
 pub mod multicast;
 pub(crate) mod poll;
+pub mod sendfile;
 pub(crate) mod signal;
 pub mod socket;
 
 use std::io;
-use std::time::Duration;
 
 /// Turns the `-1` of a system call into the error in `errno`.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -35,7 +36,8 @@ fn check_len(result: libc::ssize_t) -> io::Result<usize> {
 
 /// Milliseconds, rounded up and clamped to what epoll_wait and poll can be told (24
 /// days).
-fn ceil_ms(timeout: Duration) -> libc::c_int {
+#[cfg(any(test, target_os = "linux", target_vendor = "apple"))]
+fn ceil_ms(timeout: std::time::Duration) -> libc::c_int {
     let ms = timeout.as_nanos().div_ceil(1_000_000);
     libc::c_int::try_from(ms).unwrap_or(libc::c_int::MAX)
 }
@@ -43,6 +45,7 @@ fn ceil_ms(timeout: Duration) -> libc::c_int {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn milliseconds_round_up_and_clamp() {

@@ -25,7 +25,7 @@ fn wait_ms(list: &mut [libc::pollfd], ms: libc::c_int) -> io::Result<usize> {
     Ok(n as usize)
 }
 
-#[cfg(any(target_os = "linux", target_os = "freebsd", target_os = "openbsd"))]
+#[cfg(not(target_vendor = "apple"))]
 fn wait_timed(list: &mut [libc::pollfd], timeout: Duration) -> io::Result<usize> {
     // A wait cut short by this clamp (68 years) costs its caller one turn.
     let timespec = libc::timespec {
@@ -40,7 +40,7 @@ fn wait_timed(list: &mut [libc::pollfd], timeout: Duration) -> io::Result<usize>
     Ok(n as usize)
 }
 
-#[cfg(not(any(target_os = "linux", target_os = "freebsd", target_os = "openbsd")))]
+#[cfg(target_vendor = "apple")]
 fn wait_timed(list: &mut [libc::pollfd], timeout: Duration) -> io::Result<usize> {
     wait_ms(list, super::ceil_ms(timeout))
 }

@@ -9,6 +9,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
+use nix::errno::Errno;
+
 use super::check;
 
 /// One more than the largest signal number of any platform we build for.
@@ -118,18 +120,7 @@ extern "C" fn on_signal(signal: libc::c_int) {
 /// to. `errno` belongs to the code that was interrupted, so it is put back.
 fn write_wakeup(fd: libc::c_int) {
     let one = 1u64.to_ne_bytes();
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    // SAFETY: it has no preconditions.
-    let errno = unsafe { libc::__errno_location() };
-    #[cfg(any(target_os = "macos", target_os = "ios", target_os = "freebsd"))]
-    // SAFETY: it has no preconditions.
-    let errno = unsafe { libc::__error() };
-    #[cfg(any(target_os = "netbsd", target_os = "openbsd"))]
-    // SAFETY: it has no preconditions.
-    let errno = unsafe { libc::__errno() };
-    // SAFETY: the calling thread's errno is valid, and only this thread uses it.
-    let errno = unsafe { &mut *errno };
-    let saved = *errno;
+    let saved = Errno::last_raw();
     // SAFETY: the buffer is valid for its length; write is async-signal-safe.
     let write = || unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
     if write() < 0 {
@@ -138,5 +129,5 @@ fn write_wakeup(fd: libc::c_int) {
         unsafe { libc::read(fd, count.as_mut_ptr().cast(), count.len()) };
         write();
     }
-    *errno = saved;
+    Errno::set_raw(saved);
 }

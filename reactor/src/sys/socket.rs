@@ -6,6 +6,10 @@
 use std::io::{self, IoSlice};
 use std::mem;
 use std::net::SocketAddr;
+#[cfg(target_vendor = "apple")]
+use std::os::fd::AsFd;
+#[cfg(not(target_vendor = "apple"))]
+use std::os::fd::RawFd;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::sys::socket::SockType;
@@ -17,6 +21,13 @@ use super::{check, check_len};
 /// case that the kernel's own socket buffer bounds anyway.
 pub const MAX_SLICES: usize = 16;
 
+/// Sending to a peer that is gone is an error and raises no SIGPIPE. macOS takes this for an option
+/// of the socket: see [`take_over`].
+#[cfg(not(target_vendor = "apple"))]
+pub(super) const NO_SIGNAL: libc::c_int = libc::MSG_NOSIGNAL;
+#[cfg(target_vendor = "apple")]
+pub(super) const NO_SIGNAL: libc::c_int = 0;
+
 /// Accepts one connection: a non-blocking, close-on-exec socket, and where it comes from.
 ///
 /// # Errors
@@ -24,15 +35,33 @@ pub const MAX_SLICES: usize = 16;
 pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Address)> {
     let mut peer = RawAddress::empty();
     let (address, len) = peer.as_mut_ptrs();
-    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: address and length are valid for writing, the length says how much room there is.
-    let fd = retry(|| unsafe {
-        libc::accept4(listener.as_raw_fd(), address, len, flags) as libc::ssize_t
-    })?;
+    let fd = retry(|| unsafe { accept_raw(listener.as_raw_fd(), address, len) as libc::ssize_t })?;
     // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) };
+    // macOS changes nothing any more of a socket whose peer has reset it.
+    #[cfg(target_vendor = "apple")]
+    make_ours(fd.as_fd()).map_err(|_| io::Error::from_raw_os_error(libc::ECONNABORTED))?;
     Ok((fd, peer.decode()))
 }
+
+/// accept(2) of a socket that is as ours are.
+///
+/// # Safety
+/// As accept(2): `address` is valid for writing as many bytes as `len` says, and `len` too.
+#[cfg(not(target_vendor = "apple"))]
+unsafe fn accept_raw(
+    listener: RawFd,
+    address: *mut libc::sockaddr,
+    len: *mut libc::socklen_t,
+) -> libc::c_int {
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: the caller's.
+    unsafe { libc::accept4(listener, address, len, flags) }
+}
+
+#[cfg(target_vendor = "apple")]
+use libc::accept as accept_raw;
 
 /// A new stream socket for `address`: non-blocking, close-on-exec, bound and connected to nothing.
 ///
@@ -58,8 +87,54 @@ fn open(address: &Address, kind: SockType) -> io::Result<OwnedFd> {
         Address::Ip(SocketAddr::V6(_)) => AddressFamily::Inet6,
         Address::Unix(_) => AddressFamily::Unix,
     };
+    #[cfg(not(target_vendor = "apple"))]
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    Ok(socket(family, kind, flags, None)?)
+    #[cfg(target_vendor = "apple")]
+    let flags = SockFlag::empty();
+    let fd = socket(family, kind, flags, None)?;
+    #[cfg(target_vendor = "apple")]
+    make_ours(fd.as_fd())?;
+    Ok(fd)
+}
+
+/// Makes a socket that somebody else has made like those that are made here: non-blocking, and no
+/// reason for SIGPIPE.
+///
+/// # Errors
+/// Those of fcntl(2) and setsockopt(2).
+pub fn take_over(socket: BorrowedFd<'_>) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+    let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);
+    fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    // Elsewhere each call says so: see `NO_SIGNAL`.
+    #[cfg(target_vendor = "apple")]
+    set_option(socket, libc::SOL_SOCKET, libc::SO_NOSIGPIPE, 1)?;
+    Ok(())
+}
+
+/// Sets an option whose value is a number. (OpenBSD has none of those that nix lacks.)
+#[cfg(not(target_os = "openbsd"))]
+pub(super) fn set_option(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let len = mem::size_of_val(&value) as libc::socklen_t;
+    let (fd, value) = (socket.as_raw_fd(), (&raw const value).cast());
+    // SAFETY: the pointer is valid for reading as many bytes as are told.
+    check(unsafe { libc::setsockopt(fd, level, option, value, len) })?;
+    Ok(())
+}
+
+/// What macOS cannot be told when a socket is made. A fork on another thread may come between.
+#[cfg(target_vendor = "apple")]
+fn make_ours(socket: BorrowedFd<'_>) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+    fcntl(socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    take_over(socket)
 }
 
 /// Gives a socket its own address.
@@ -119,16 +194,29 @@ pub fn peer_address(socket: BorrowedFd<'_>) -> io::Result<Address> {
 /// needs to hold them.
 ///
 /// # Errors
-/// Those of ioctl(2), `SIOCOUTQ`; `Unsupported` where it cannot be asked.
+/// Those of ioctl(2) and getsockopt(2); `Unsupported` where it cannot be asked.
 pub fn unsent(socket: BorrowedFd<'_>) -> io::Result<usize> {
-    #[cfg(target_os = "linux")]
+    #[cfg(any(target_os = "linux", target_os = "freebsd", target_os = "netbsd"))]
     {
+        #[cfg(target_os = "linux")]
+        const UNSENT: libc::Ioctl = libc::TIOCOUTQ;
+        #[cfg(not(target_os = "linux"))]
+        const UNSENT: libc::c_ulong = libc::FIONWRITE;
         let mut bytes: libc::c_int = 0;
         // SAFETY: the kernel writes one int to a place that is valid for writing it.
-        check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
+        check(unsafe { libc::ioctl(socket.as_raw_fd(), UNSENT, &raw mut bytes) })?;
         Ok(usize::try_from(bytes).unwrap_or(0))
     }
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(target_vendor = "apple")]
+    {
+        let mut bytes: libc::c_int = 0;
+        let mut len = mem::size_of_val(&bytes) as libc::socklen_t;
+        let (fd, level, value) = (socket.as_raw_fd(), libc::SOL_SOCKET, (&raw mut bytes).cast());
+        // SAFETY: the kernel writes one int to a place that is valid for writing it.
+        check(unsafe { libc::getsockopt(fd, level, libc::SO_NWRITE, value, &raw mut len) })?;
+        Ok(usize::try_from(bytes).unwrap_or(0))
+    }
+    #[cfg(any(target_os = "openbsd", target_os = "dragonfly"))]
     {
         let _ = socket;
         Err(io::ErrorKind::Unsupported.into())
@@ -204,7 +292,7 @@ pub fn recv(socket: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> Moved {
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> Moved {
     let (fd, start, len) = (socket.as_raw_fd(), bytes.as_ptr(), bytes.len());
     // SAFETY: the pointer is valid for reading `len` bytes.
-    moved(move || unsafe { libc::send(fd, start.cast(), len, libc::MSG_NOSIGNAL) })
+    moved(move || unsafe { libc::send(fd, start.cast(), len, NO_SIGNAL) })
 }
 
 /// Sends several slices, one after the other, in one call. At most [`MAX_SLICES`] are looked at.
@@ -218,44 +306,7 @@ pub fn send_slices(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result
     message.msg_iov = slices.as_ptr().cast_mut().cast();
     message.msg_iovlen = slices.len().min(MAX_SLICES) as _;
     // SAFETY: the header points to slices that outlive the call.
-    retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) })
-}
-
-/// Sends up to `count` bytes of `file` from `offset` on, without bringing them to user space, and
-/// returns how many went. `Ok(0)` means that the file is shorter than `offset`.
-///
-/// sendfile(2) has no `MSG_NOSIGNAL`, so SIGPIPE is held back on this thread during the call and
-/// taken away if the call raised it.
-///
-/// # Errors
-/// Those of sendfile(2).
-#[cfg(target_os = "linux")]
-pub fn send_file(
-    socket: BorrowedFd<'_>,
-    file: BorrowedFd<'_>,
-    offset: u64,
-    count: usize,
-) -> io::Result<usize> {
-    use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
-
-    let mut offset = libc::off_t::try_from(offset)
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "file offset over 2^63"))?;
-    let mut pipe = SigSet::empty();
-    pipe.add(Signal::SIGPIPE);
-    let mut mask = SigSet::empty();
-    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&pipe), Some(&mut mask))?;
-    // SAFETY: the offset is valid for reading and writing.
-    let sent = retry(|| unsafe {
-        libc::sendfile(socket.as_raw_fd(), file.as_raw_fd(), &raw mut offset, count)
-    });
-    let raised = sent.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::BrokenPipe);
-    if raised && !mask.contains(Signal::SIGPIPE) {
-        let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: set and timespec are valid; no information about the signal is asked for.
-        unsafe { libc::sigtimedwait(pipe.as_ref(), std::ptr::null_mut(), &raw const now) };
-    }
-    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
-    sent
+    retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, NO_SIGNAL) })
 }
 
 /// The same as [`retry`], for the calls of each message.
@@ -267,7 +318,7 @@ fn moved(call: impl Fn() -> libc::ssize_t) -> Moved {
 
 /// Repeats a call while it is interrupted by signals.
 #[inline(always)]
-fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
+pub(super) fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
     let n = call();
     if n >= 0 { Ok(n as usize) } else { failed(call) }
 }
