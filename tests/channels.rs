@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bare_loop::{Dropped, FEW_TURNS, REPEATS, Record, pair, run, tells_edges, turns_in_a_while};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use ruduo::{Channel, Event, EventLoop, Interest, Mode, Ready, Source, Token};
+use ruduo::{Channel, Event, EventLoop, Interest, Mode, PollerKind, Ready, Source, Token};
 
 /// Reads what is there, at most `n` bytes.
 fn read(mut stream: &UnixStream, n: usize) -> Vec<u8> {
@@ -289,7 +289,10 @@ fn a_hang_up_nobody_waits_for_is_reported_once() {
             quit_soon(event_loop);
         });
         run(&event_loop);
-        assert_eq!(seen.take(), [Ready::READ | Ready::HANGUP]);
+        // kqueue leaves it to the read to say that this was all.
+        let on_kqueue = event_loop.poller_kind() == PollerKind::Kqueue;
+        let also = if on_kqueue { Ready::empty() } else { Ready::HANGUP };
+        assert_eq!(seen.take(), [Ready::READ | also]);
     });
 }
 

@@ -209,7 +209,11 @@ fn what_was_received_before_a_signal_is_still_echoed() {
 /// Whoever does not get a place now gets one when another peer leaves, and nothing spins meanwhile.
 #[test]
 fn b01_out_of_descriptors_it_accepts_again_later() {
-    alone!().run(|| {
+    let test = alone!();
+    if cfg!(kqueue_model) {
+        return test.skip("the model of kqueue needs more descriptors than the program may have");
+    }
+    test.run(|| {
         for trigger in TRIGGERS {
             let example = binary("poll_echo");
             let words = ["sh", "-c", "ulimit -n 13; exec \"$@\"", "sh", example.to_str().unwrap()];

@@ -20,7 +20,7 @@ use bare_loop::{A_WHILE, FEW_TURNS, Record, assert_exited_well, forked, notifier
 use common::{open_fds, serve_on, within};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, kill, raise, sigaction};
 use nix::unistd::Pid;
-use ruduo::{Client, EventLoop, LoopThread, Signal, SignalId, TcpServer, UnixServer};
+use ruduo::{Client, EventLoop, LoopThread, PollerKind, Signal, SignalId, TcpServer, UnixServer};
 
 extern "C" fn do_nothing(_: libc::c_int) {}
 
@@ -226,6 +226,10 @@ fn signals_that_can_not_be_caught_are_an_error() {
 fn b43_a_signal_wakes_a_loop_whose_eventfd_is_saturated() {
     each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
+        if event_loop.poller_kind() == PollerKind::Kqueue {
+            // It has none.
+            return;
+        }
         event_loop.on_signal(Signal::SIGUSR1, |event_loop, _| event_loop.quit()).unwrap();
         let fds = open_fds();
         let (fd, _) = fds.iter().find(|(_, kind)| kind.contains("[eventfd]")).unwrap();

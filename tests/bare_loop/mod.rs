@@ -95,7 +95,7 @@ pub const REPEATS: usize = 1_000;
 
 /// What is ready within `timeout`, by token.
 pub fn ready(poller: &Poller, timeout: Duration) -> Vec<(u64, Ready)> {
-    let mut events = Events::with_capacity(64);
+    let mut events = Events::with_capacity(128);
     poller.wait(&mut events, Some(timeout)).unwrap();
     let mut list: Vec<_> = events.iter().map(|event| (event.token.0, event.ready)).collect();
     assert_eq!((events.len(), events.is_empty()), (list.len(), list.is_empty()));

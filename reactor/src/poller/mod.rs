@@ -8,7 +8,8 @@
 //!    reading and of writing is merged first, so that one batch never calls a channel twice.
 //! 3. [`Ready::ERROR`] and [`Ready::HANGUP`] are reported whatever the interest is, also with an
 //!    empty one. A level-triggered registration repeats them for ever: see
-//!    [`Interest::NONE`].
+//!    [`Interest::NONE`]. Who waits for one direction only may be told of a hang-up by being ready
+//!    alone: the read or write then says so.
 //! 4. Level: reported as long as the condition holds. Edge: reported when it begins; the caller
 //!    reads or writes until `WouldBlock`. One-shot: reported once, then silent until `modify`. In
 //!    every mode `add` and `modify` report what holds already.
@@ -270,6 +271,7 @@ impl Poller {
             #[cfg(kqueue)]
             PollerKind::Kqueue => Box::new(kqueue::Kqueue::new()?),
             PollerKind::Poll => Box::new(poll::Poll::default()),
+            #[allow(unreachable_patterns, reason = "Linux with the model of kqueue has them all")]
             _ => return Err(kind.missing()),
         };
         Ok(Poller { kind, backend })

@@ -107,8 +107,10 @@ impl Queue {
             // stops at the first error nor takes events.
             let mut receipts = [MaybeUninit::<Kevent>::uninit(); CHANGES];
             let room = changes.len();
+            // With receipts it does not wait; without a timeout a kernel that knows none would.
+            let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
             // SAFETY: the first list is valid for reading, the second for writing as many entries
-            // as is said; no timeout is given, for with receipts the call does not wait.
+            // as is said; the timeout outlives the call.
             let n = check(unsafe {
                 kernel::kevent(
                     self.fd,
@@ -116,7 +118,7 @@ impl Queue {
                     room as Count,
                     receipts.as_mut_ptr().cast(),
                     room as Count,
-                    std::ptr::null(),
+                    &raw const at_once,
                 )
             })?;
             for (place, receipt) in receipts[..n as usize].iter().enumerate() {

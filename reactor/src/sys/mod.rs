@@ -15,6 +15,8 @@ pub mod inherit;
 pub mod keepalive;
 #[cfg(kqueue)]
 pub(crate) mod kqueue;
+#[cfg(all(kqueue, kqueue_model))]
+pub(crate) mod kqueue_model;
 pub(crate) mod memory;
 pub mod multicast;
 pub(crate) mod poll;
