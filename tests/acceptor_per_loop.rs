@@ -14,9 +14,9 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use common::{DEADLINE, Running, eventually, logs, open_fds, read_n, serve, within};
+use common::{DEADLINE, Running, eventually, logs, new_socket, open_fds, read_n, serve, within};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
+use nix::sys::socket::{SockaddrStorage, connect};
 use ruduo::{Connection, EventLoop, LoopPool, Server, TcpServer, handler_fn};
 
 fn write(mut stream: &TcpStream, bytes: impl AsRef<[u8]>) {
@@ -203,7 +203,7 @@ fn b01_each_acceptor_pauses_and_goes_on_by_itself() {
         assert_eq!(loops.len(), LOOPS);
 
         // The kernel sends these to all loops alike, and there is no descriptor for any.
-        let peers: Vec<_> = (0..100).map(|_| new_peer()).collect();
+        let peers: Vec<_> = (0..100).map(|_| new_socket()).collect();
         let shortage = take_all_descriptors();
         peers.iter().for_each(|peer| connect_to(peer, running.addr()));
         // Each acceptor says so once in a while.
@@ -226,11 +226,6 @@ fn b01_each_acceptor_pauses_and_goes_on_by_itself() {
             again.borrow().len() == LOOPS
         });
     });
-}
-
-/// A socket that is connected later, when no descriptor is left for a new one.
-fn new_peer() -> OwnedFd {
-    socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap()
 }
 
 fn connect_to(peer: &OwnedFd, address: SocketAddr) {

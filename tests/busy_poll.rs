@@ -5,9 +5,7 @@
 mod bare_loop;
 mod common;
 
-use std::cell::Cell;
 use std::io::Write;
-use std::rc::Rc;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,6 +29,9 @@ fn sleeps() -> u64 {
 /// How often a loop sleeps that has nothing but a timer to wait for.
 #[cfg(target_os = "linux")]
 fn sleeps_until_timer(looking: Duration, timer: Duration) -> u64 {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
     let event_loop = looking_for(looking);
     let (before, after) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     let (first, last) = (before.clone(), after.clone());

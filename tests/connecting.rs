@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use common::{allow_descriptors, serve, within};
+use common::{allow_descriptors, open_fds, serve, within};
 use dialling::{Setup, Told, full, nobody, plain, quick, scene, start};
 use ruduo::{
     Address, ClientHandle, ConnectError, EventLoop, LoopThread, PanicPolicy, Retry, TcpClient,

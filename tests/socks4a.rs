@@ -14,11 +14,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::program::{Program, binary};
-use common::{DEADLINE, eventually, pattern, read_n, read_to_end};
+use common::{DEADLINE, eventually, new_socket, pattern, read_n, read_to_end};
 use nix::sys::signal::Signal;
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrStorage, bind, connect, socket,
-};
+use nix::sys::socket::{SockaddrIn, SockaddrStorage, bind, connect};
 
 const GRANTED: [u8; 8] = [0, 90, 0, 0, 0, 0, 0, 0];
 const REJECTED: [u8; 8] = [0, 91, 0, 0, 0, 0, 0, 0];
@@ -180,7 +178,7 @@ fn b65_half_a_request_has_a_deadline() {
 
 /// A client with another address than the others.
 fn connect_from(source: &str, proxy: &Program) -> TcpStream {
-    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    let fd = new_socket();
     bind(fd.as_raw_fd(), &source.parse::<SockaddrIn>().unwrap()).unwrap();
     connect(fd.as_raw_fd(), &SockaddrStorage::from(proxy.addr())).unwrap();
     let stream = TcpStream::from(fd);

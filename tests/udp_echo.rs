@@ -5,10 +5,7 @@
 mod common;
 mod datagrams;
 
-use std::process::Command;
-
-use common::program::{Program, binary, run};
-use common::{DEADLINE, within};
+use common::program::{Program, run};
 use datagrams::{assert_echoes, peer, recv};
 use nix::sys::signal::Signal;
 use ruduo::PollerKind;
@@ -52,6 +49,10 @@ fn it_echoes_however_it_is_told_to_and_ends_by_a_signal() {
 fn it_serves_unix_datagrams() {
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixDatagram};
+    use std::process::Command;
+
+    use common::program::binary;
+    use common::{DEADLINE, within};
 
     alone!().run(|| {
         let mut command = Command::new(binary("udp_echo"));

@@ -1,6 +1,7 @@
 //! Datagrams that the kernel joins and cuts apart (UDP_SEGMENT, UDP_GRO): seen one by one all the
 //! same, and sent one by one where it cannot.
 
+#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
 mod common;

@@ -243,7 +243,7 @@ pub fn allow_descriptors(enough: u64) -> bool {
     use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
     // FreeBSD counts in signed numbers.
-    let Ok(enough) = rlim_t::try_from(enough) else { return false };
+    let enough = enough as rlim_t;
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     soft >= enough || setrlimit(Resource::RLIMIT_NOFILE, enough, hard.max(enough)).is_ok()
 }
