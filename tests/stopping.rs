@@ -400,6 +400,7 @@ fn a_loop_of_a_shared_pool_that_ends_while_the_server_is_stopping_does_not_keep_
         for quits_first in [false, true] {
             let (send, receive) = mpsc::channel();
             let (connected, connections) = mpsc::channel();
+            let (stopping, told_of_stop) = mpsc::channel();
             let running = serve(move |event_loop| {
                 let pool = LoopPool::builder(event_loop).threads(2).start()?;
                 send.send(pool.clone()).unwrap();
@@ -407,7 +408,7 @@ fn a_loop_of_a_shared_pool_that_ends_while_the_server_is_stopping_does_not_keep_
                     .pool(&pool)
                     .on_connect(move |_| connected.send(()).unwrap())
                     .on_message(|conn, input| conn.send_buffer(input))
-                    .on_stopping(|_| {})
+                    .on_stopping(move |_| stopping.send(()).unwrap())
                     .start()
             });
             let pool = within(&receive);
@@ -436,6 +437,8 @@ fn a_loop_of_a_shared_pool_that_ends_while_the_server_is_stopping_does_not_keep_
             }
             release.send(()).unwrap();
             eventually("the loop has ended", || first.is_ended());
+            // Who ends before its loop has heard of the stop is not counted.
+            peers.iter().for_each(|_| within(&told_of_stop));
             // Those of the other one.
             drop(peers);
             let report = running.server.wait().unwrap();
