@@ -35,6 +35,8 @@
 //! and [`ruduo_net`]. How they work inside is told in
 //! [`docs/architecture.md`](https://docs.rs/crate/ruduo/latest/source/docs/architecture.md).
 
+#![forbid(unsafe_code)]
+
 #[cfg(feature = "listenfd")]
 pub use ruduo_net::ListenFd;
 pub use ruduo_net::{

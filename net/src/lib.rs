@@ -3,7 +3,7 @@
 //! To read the source, follow a byte: the [`acceptor`](TcpServer) takes a connection,
 //! `server/serving.rs` puts it on a loop, `connection/endpoint.rs` receives into a [`Buffer`] and
 //! calls the [`Handler`], `connection/output.rs` holds what it sends, and the endpoint hands that
-//! to the kernel. The rules of when are in `connection/state.rs`.
+//! to the kernel. The rules of when are in `connection/state/`.
 
 #![forbid(unsafe_code)]
 

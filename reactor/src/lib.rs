@@ -10,6 +10,8 @@
 //! 3. Other threads leave tasks with a [`LoopHandle`]; `inbox.rs` says when that needs a wakeup.
 //! 4. `sys/` holds every system call that needs `unsafe`, one file per kernel interface.
 
+#![deny(unsafe_code)]
+
 mod channel;
 mod cpus;
 mod event_loop;
@@ -21,6 +23,7 @@ mod notifier;
 mod poller;
 mod pool;
 mod signals;
+#[allow(unsafe_code)]
 pub mod sys;
 mod thread;
 mod timer;

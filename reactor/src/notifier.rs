@@ -1,9 +1,9 @@
 //! Events that a program makes itself.
 //!
-//! A descriptor that the poller watches and that any thread may write to, or kqueue's own event,
-//! which has a number for a file. Several kinds, one contract: after [`Notifier::notify`] returns, the wait in progress ends, or the next one returns
-//! at once, with an event of the notifier's token. A loop's own notifier is how other threads wake
-//! it.
+//! A descriptor that the poller watches and that any thread may write to; or, of kqueue, an event
+//! that needs none. Several kinds, one contract: after [`Notifier::notify`] returns, the wait in
+//! progress ends, or the next one returns at once, with an event of the notifier's token. A loop's
+//! own notifier is how other threads wake it.
 
 use std::cell::RefCell;
 use std::fmt;

@@ -1,6 +1,5 @@
 //! The rules of a connection's state, one by one. Random histories are in `model`.
 
-#[path = "state_tests/model.rs"]
 mod model;
 
 use std::fs::File;
@@ -11,9 +10,12 @@ use std::time::Duration;
 
 use super::*;
 use crate::connection::output::FileRange;
+use crate::connection::output::Outgoing;
 use crate::connection::output::{MAX_OFFER, Next};
+use crate::lender::Lender;
 use crate::lender::SMALL;
 use crate::limits::Deadlines;
+use crate::limits::Limits;
 use crate::tcp_options::TcpOptions;
 
 const LIMITS: Limits = Limits {

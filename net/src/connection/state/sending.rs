@@ -1,0 +1,154 @@
+//! What happens to our bytes: queued, taken by the kernel, and who waits because it does not.
+
+use super::{Crossed, Refusal, State, Status};
+use crate::Buffer;
+use crate::connection::output::{Outgoing, Output};
+use crate::lender::Lender;
+use crate::limits::Limits;
+
+impl State {
+    /// Queues something to send. What is refused is dropped.
+    pub(crate) fn queue(
+        &self,
+        outgoing: Outgoing<'_>,
+        limits: &Limits,
+        lender: &Lender,
+    ) -> Result<(), Refusal> {
+        let refusal = if self.is(Status::NO_SEND) {
+            Some(Refusal::Closed)
+        } else {
+            let weight = self.with_output(|output| output.weight_with(&outgoing));
+            (weight > limits.output).then_some(Refusal::Full)
+        };
+        if let Some(refusal) = refusal {
+            outgoing.discard();
+            return Err(refusal);
+        }
+        self.with_output(|output| output.push(outgoing, lender));
+        Ok(())
+    }
+
+    /// The short way for a buffer of at most so much memory, in an event in which nothing is unusual.
+    /// False if it is not open.
+    #[inline(always)]
+    pub(crate) fn queue_first(&self, buffer: &mut Buffer, most: usize) -> bool {
+        let open = self.is_untouched() && !buffer.is_empty() && buffer.capacity() <= most;
+        if open {
+            self.put_single(std::mem::take(buffer));
+            self.status.set(Status::IN_EVENT | Status::PENDING);
+        }
+        open
+    }
+
+    /// Looks at the output, or changes it, and keeps the status true.
+    pub(crate) fn with_output<R>(&self, f: impl FnOnce(&mut Output) -> R) -> R {
+        let mut output = Output { frozen: self.frozen.take(), tail: self.tail.take() };
+        let result = f(&mut output);
+        let mut status = self.status.get();
+        status.set(Status::PENDING, !output.is_empty());
+        status.set(Status::SEVERAL, !output.is_single());
+        self.status.set(status);
+        self.frozen.set(output.frozen);
+        self.put_single(output.tail);
+        result
+    }
+
+    /// Takes the output out, which is in one piece, for a flush. `all_sent` or `put_single` follows.
+    #[inline(always)]
+    pub(crate) fn take_single(&self) -> Buffer {
+        self.tail.take()
+    }
+
+    /// Puts output in its place, which is empty.
+    #[inline(always)]
+    pub(crate) fn put_single(&self, single: Buffer) {
+        // Spares a call: there is nothing to drop, which the compiler does not see.
+        std::mem::forget(self.tail.replace(single));
+    }
+
+    /// Whether anything more can be queued.
+    pub(crate) fn takes_output(&self) -> bool {
+        !self.is(Status::NO_SEND)
+    }
+
+    pub(crate) fn pending_output(&self) -> usize {
+        self.with_output(|output| output.len())
+    }
+
+    /// Whether a flush has something to do.
+    #[inline]
+    pub(crate) fn can_flush(&self) -> bool {
+        let stop = Status::BLOCKED | Status::AT_ONCE;
+        (self.status.get() & (Status::PENDING | stop)) == Status::PENDING
+    }
+
+    /// Whether one piece of output is all there is: what a message and its answer leave behind.
+    #[inline(always)]
+    pub(crate) fn has_only_output(&self) -> bool {
+        self.status.get() == Status::IN_EVENT | Status::PENDING
+    }
+
+    /// Whether it lies in one piece.
+    pub(crate) fn has_single_output(&self) -> bool {
+        !self.is(Status::SEVERAL)
+    }
+
+    /// The kernel took all `n` bytes of the output that was taken out.
+    #[inline(always)]
+    pub(crate) fn all_sent(&self, n: usize) {
+        self.sent.set(self.sent.get() + n as u64);
+        self.status.set(self.status.get() - Status::PENDING);
+    }
+
+    /// The kernel took `n` of the bytes offered. True if that was all there is.
+    pub(crate) fn wrote(&self, n: usize, offered: usize, lender: &Lender) -> bool {
+        self.sent.set(self.sent.get() + n as u64);
+        self.with_output(|output| output.advance(n, lender));
+        if n < offered {
+            self.would_block(lender);
+        }
+        !self.is(Status::PENDING)
+    }
+
+    /// There is room again.
+    pub(crate) fn unblock(&self) {
+        self.remove(Status::BLOCKED);
+    }
+
+    /// The kernel's buffer is full.
+    pub(crate) fn would_block(&self, lender: &Lender) {
+        self.insert(Status::BLOCKED);
+        self.with_output(|output| output.trim(lender));
+    }
+
+    /// Whether to wait for room in the kernel's buffer.
+    #[inline]
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.is(Status::BLOCKED)
+    }
+
+    /// Whether output went above the high-water mark and has not come down to the low one.
+    pub(crate) fn is_above_high(&self) -> bool {
+        self.is(Status::ABOVE_HIGH)
+    }
+
+    /// Whether the output's length has crossed a mark: the high one only if the kernel takes no
+    /// more, for until it was asked nobody knows that the peer is slow. Coming down to the low one
+    /// also means that input left over may be delivered again.
+    pub(crate) fn crossed(&self, limits: &Limits) -> Option<Crossed> {
+        if self.is_ended() {
+            return None;
+        }
+        let (len, above) = (self.pending_output(), self.is(Status::ABOVE_HIGH));
+        if !above && len > limits.high_water && self.is_blocked() {
+            self.insert(Status::ABOVE_HIGH);
+            return Some(Crossed::High);
+        }
+        if above && len <= limits.low_water {
+            self.remove(Status::ABOVE_HIGH);
+            self.hold_rest();
+            return Some(Crossed::Low);
+        }
+        None
+    }
+}
