@@ -1,6 +1,7 @@
 //! Several loops, and which of them gets the next connection.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -94,17 +95,16 @@ impl LoopPool {
         loops[self.inner.next.fetch_add(1, Ordering::Relaxed) % loops.len()].clone()
     }
 
-    /// The loop on which to place a piece of work; `key` matters to [`Placement::Hash`] alone.
+    /// The loop on which to place a piece of work; `key` is looked at by [`Placement::Hash`] alone.
     /// Loops that have ended are passed over; `None` if all have.
     #[must_use]
-    pub fn place(&self, key: u64) -> Option<&LoopHandle> {
+    pub fn place(&self, key: impl Hash) -> Option<&LoopHandle> {
         let loops = self.loops();
         let start = match self.inner.placement {
-            // Keys are often addresses, whose low bits are far from random: mix them (Fibonacci
-            // hashing, Knuth vol. 3, 6.4) and use the high bits, which depend on the whole key.
             Placement::Hash => {
-                let mixed = key.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-                ((u128::from(mixed) * loops.len() as u128) >> 64) as usize
+                let mut hasher = DefaultHasher::new();
+                key.hash(&mut hasher);
+                (hasher.finish() % loops.len() as u64) as usize
             }
             _ => self.inner.next.fetch_add(1, Ordering::Relaxed),
         };

@@ -120,11 +120,12 @@ impl Core {
     /// look in time. The time begins at the next look if something else is awaited now.
     pub(super) fn watch_peer(&self, event_loop: &EventLoop) {
         let awaited = self.awaited();
-        let deadline = awaited.map_or(Duration::MAX, |awaited| self.deadlines().of(awaited));
-        let ahead = step(deadline);
         let mut timers = self.timers.borrow_mut();
-        let armed = timers.as_mut().and_then(|timers| timers.look.as_mut());
-        if let Some(look) = armed {
+        let own = timers.as_ref().and_then(|timers| timers.deadlines.as_ref());
+        let deadlines = own.unwrap_or(&self.context.limits.deadlines);
+        let deadline = awaited.map_or(Duration::MAX, |awaited| deadlines.of(awaited));
+        if let Some(look) = timers.as_mut().and_then(|timers| timers.look.as_mut()) {
+            let ahead = step(deadline);
             if look.awaited != awaited {
                 look.awaited = awaited;
                 look.since = None;
@@ -135,6 +136,7 @@ impl Core {
                 look.ahead = ahead;
             }
         } else if deadline != Duration::MAX {
+            let ahead = step(deadline);
             let timer = self.look_after(event_loop, ahead);
             let look = Look { timer, ahead, awaited, since: None, is_last: false };
             timers.get_or_insert_default().look = Some(look);

@@ -13,8 +13,7 @@
 //! way, and gives the count back if it never arrives.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -42,9 +41,9 @@ use crate::{Address, Connection, Handler};
 #[derive(Default)]
 struct Servers {
     /// Those that were started on this loop.
-    bases: RefCell<HashMap<u64, Rc<Base>>>,
+    bases: RefCell<BTreeMap<u64, Rc<Base>>>,
     /// Those with connections on this loop.
-    serving: RefCell<HashMap<u64, Rc<dyn Serve>>>,
+    serving: RefCell<BTreeMap<u64, Rc<dyn Serve>>>,
 }
 
 impl Servers {
@@ -222,7 +221,11 @@ impl Acceptance for Entrance {
         };
         shared.accepted.fetch_add(1, Ordering::Relaxed);
         let chosen = match &self.pool {
-            Some(pool) => pool.place(key(&peer)),
+            // The port is no part of the key: the connections of one host go together.
+            Some(pool) => match &peer {
+                Address::Ip(address) => pool.place(address.ip()),
+                Address::Unix(name) => pool.place(name),
+            },
             None => Some(&self.here),
         };
         let Some(chosen) = chosen else {
@@ -247,17 +250,6 @@ impl Acceptance for Entrance {
     fn paused(&self) {
         self.shared.accept_pauses.fetch_add(1, Ordering::Relaxed);
     }
-}
-
-/// By which [`Placement::Hash`](ruduo_reactor::Placement) sends a peer to the same loop again.
-/// The port is not part of it: the connections of one host go together.
-fn key(peer: &Address) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    match peer {
-        Address::Ip(address) => address.ip().hash(&mut hasher),
-        Address::Unix(name) => name.hash(&mut hasher),
-    }
-    hasher.finish()
 }
 
 /// On the chosen loop: makes the connection.

@@ -86,7 +86,9 @@ impl State {
     }
 
     fn drop_output(&self, lender: &Lender) {
-        self.with_output(|output| output.clear(lender));
+        if self.is(Status::PENDING) {
+            self.with_output(|output| output.clear(lender));
+        }
         self.remove(Status::BLOCKED);
     }
 
