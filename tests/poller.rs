@@ -8,6 +8,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
@@ -127,6 +128,138 @@ fn b67_interest_is_turned_off_and_on_again() {
             }
             poller.delete(&far).unwrap();
         }
+    });
+}
+
+#[test]
+fn a_mode_can_be_changed() {
+    each_poller!().run(|| {
+        let poller = Poller::new().unwrap();
+        let (mut near, far) = pair();
+        near.write_all(b"x").unwrap();
+        poller.add(&far, Token(1), Interest::READ, Mode::Level).unwrap();
+        for _ in 0..2 {
+            for _ in 0..3 {
+                assert_eq!(ready_now(&poller), [(1, Ready::READ)], "level");
+            }
+            for mode in [Mode::Edge, Mode::OneShot] {
+                poller.modify(&far, Token(1), Interest::READ, mode).unwrap();
+                assert_eq!(ready_now(&poller), [(1, Ready::READ)], "{mode:?}");
+                if mode == Mode::OneShot || tells_edges() {
+                    assert_eq!(ready_now(&poller), [], "{mode:?}");
+                }
+            }
+            poller.modify(&far, Token(1), Interest::READ, Mode::Level).unwrap();
+        }
+        poller.delete(&far).unwrap();
+    });
+}
+
+/// Where reading and writing are told of by themselves, the list may end between the two.
+#[test]
+fn a_one_shot_tells_once_however_short_the_list() {
+    each_poller!().run(|| {
+        let poller = Poller::new().unwrap();
+        let pairs: Vec<_> = (0..3).map(|_| pair()).collect();
+        for ((mut near, far), token) in pairs.iter().map(|(near, far)| (near, far)).zip(0..) {
+            near.write_all(b"x").unwrap();
+            let both = Interest::READ | Interest::WRITE;
+            poller.add(far, Token(token), both, Mode::OneShot).unwrap();
+        }
+        let mut told = Vec::new();
+        let mut events = Events::with_capacity(1);
+        // Some more than there can be.
+        for _ in 0..4 * pairs.len() {
+            poller.wait(&mut events, Some(Duration::ZERO)).unwrap();
+            told.extend(events.iter().map(|event| event.token.0));
+        }
+        told.sort_unstable();
+        assert_eq!(told, [0, 1, 2]);
+        pairs.iter().for_each(|(_, far)| poller.delete(far).unwrap());
+    });
+}
+
+#[test]
+fn who_asks_for_nothing_is_told_of_neither_input_nor_a_half_close() {
+    each_poller!().run(|| {
+        let poller = Poller::new().unwrap();
+        for mode in MODES {
+            let (mut near, far) = pair();
+            poller.add(&far, Token(1), Interest::NONE, mode).unwrap();
+            assert_eq!(ready_now(&poller), [], "{mode:?}");
+            near.write_all(b"x").unwrap();
+            assert_eq!(ready_now(&poller), [], "input, {mode:?}");
+            near.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(ready_now(&poller), [], "half-close, {mode:?}");
+            drop(near);
+            let told = next(&poller);
+            assert!(told.len() == 1 && told[0].1.contains(Ready::HANGUP), "{mode:?}: {told:?}");
+            poller.delete(&far).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_pipe_whose_other_end_has_gone_before_is_told_of() {
+    each_poller!().run(|| {
+        let poller = Poller::new().unwrap();
+        for interest in [Interest::WRITE, Interest::NONE] {
+            for mode in MODES {
+                let (read, write) = io::pipe().unwrap();
+                drop(read);
+                poller.add(&write, Token(1), interest, mode).unwrap();
+                let told = next(&poller);
+                assert!(told.len() == 1 && told[0].0 == 1, "{interest:?}, {mode:?}: {told:?}");
+                let gone = Ready::ERROR | Ready::HANGUP;
+                assert!(told[0].1.intersects(gone), "{interest:?}, {mode:?}: {told:?}");
+                poller.delete(&write).unwrap();
+            }
+        }
+        assert_eq!(ready_now(&poller), []);
+    });
+}
+
+/// What has been told stays so while others are told of all the time.
+#[test]
+fn in_a_short_list_a_hang_up_has_its_turn() {
+    each_poller!().run(|| {
+        let poller = Poller::new().unwrap();
+        let busy: Vec<_> = (0..4).map(|_| pair()).collect();
+        for ((mut near, far), token) in busy.iter().map(|(near, far)| (near, far)).zip(0..) {
+            near.write_all(b"x").unwrap();
+            poller.add(far, Token(token), Interest::READ, Mode::Level).unwrap();
+        }
+        let (near, far) = pair();
+        poller.add(&far, Token(9), Interest::NONE, Mode::Level).unwrap();
+        drop(near);
+        let mut events = Events::with_capacity(2);
+        let mut told = 0;
+        for _ in 0..40 {
+            poller.wait(&mut events, Some(Duration::ZERO)).unwrap();
+            told += events.iter().filter(|event| event.token == Token(9)).count();
+        }
+        assert!(told > 3, "{told}");
+        busy.iter().for_each(|(_, far)| poller.delete(far).unwrap());
+        poller.delete(&far).unwrap();
+    });
+}
+
+#[test]
+fn a_notifier_can_be_a_one_shot_and_loses_nothing() {
+    each_poller!().run(|| {
+        let poller = Poller::new().unwrap();
+        let notifier = poller.notifier(Token(1)).unwrap();
+        poller.modify(&notifier, Token(2), Interest::READ, Mode::OneShot).unwrap();
+        notifier.notify().unwrap();
+        for _ in 0..3 {
+            let told: Vec<_> = next(&poller).iter().map(|(token, _)| *token).collect();
+            assert_eq!(told, [2]);
+            // Silent until it is modified, and told of then.
+            notifier.notify().unwrap();
+            assert_eq!(ready_now(&poller), []);
+            poller.modify(&notifier, Token(2), Interest::READ, Mode::OneShot).unwrap();
+        }
+        poller.delete(&notifier).unwrap();
     });
 }
 

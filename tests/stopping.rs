@@ -618,6 +618,53 @@ fn stopping_on_signals_takes_all_signals_or_none() {
     });
 }
 
+/// One of them has ended before, and the other has a peer that takes its time.
+#[test]
+fn a_signal_is_one_for_all_servers_of_the_loop() {
+    each_poller!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let ended = echo_on(&event_loop, OWN_ADDRESS.parse().unwrap()).unwrap();
+        let (tell, closes) = mpsc::channel();
+        let server = TcpServer::bind(&event_loop, OWN_ADDRESS)
+            .unwrap()
+            .on_message(|conn, input| conn.send_buffer(input))
+            .on_stopping(|conn| {
+                conn.send("bye");
+                conn.shutdown();
+            })
+            .on_close(move |_, reason| tell.send(reason.to_string()).unwrap())
+            .start()
+            .unwrap();
+        for server in [&ended, &server] {
+            server.stop_on_signals(&event_loop, DEADLINE).unwrap();
+        }
+        let address = server.local_addr().as_ip().unwrap();
+        let (handle, observed) = (event_loop.handle(), ended.clone());
+        let peer = thread::spawn(move || {
+            let peer = connect(address);
+            assert_echoes(&peer);
+            observed.stop(DEADLINE);
+            eventually("it has ended", || observed.is_ended());
+            // Between the signal and the peer's end the loop has turns to do something wrong in.
+            send_to_myself(Signal::SIGTERM);
+            assert_eq!(read_n(&peer, 3), b"bye");
+            let (turn, turned) = mpsc::channel();
+            for _ in 0..3 {
+                let turn = turn.clone();
+                if handle.post(move |_| turn.send(()).unwrap()).is_ok() {
+                    within(&turned);
+                }
+            }
+            peer.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(read_to_end(&peer).unwrap(), b"");
+        });
+        event_loop.run().unwrap();
+        peer.join().unwrap();
+        assert!(server.is_ended());
+        assert_eq!(within(&closes), "shut down");
+    });
+}
+
 /// A loop that was busy when it was told has that much less time.
 #[test]
 fn the_deadline_counts_from_the_call() {

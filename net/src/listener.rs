@@ -91,7 +91,7 @@ impl Listener {
         }
         let backlog = Backlog::new(i32::from(options.backlog)).unwrap_or(Backlog::MAXCONN);
         listen(&fd, backlog)?;
-        Listener::taken_over(fd, file, options)
+        Listener::of_listening(fd, file, options)
     }
 
     /// One that listens already. Its file, if it has one, is somebody else's.
@@ -100,10 +100,11 @@ impl Listener {
             let why = "it is a socket that does not listen";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
-        Listener::taken_over(fd, None, ListenOptions::default())
+        socket::take_over(fd.as_fd())?;
+        Listener::of_listening(fd, None, ListenOptions::default())
     }
 
-    fn taken_over(
+    fn of_listening(
         fd: OwnedFd,
         file: Option<SocketFile>,
         options: ListenOptions,

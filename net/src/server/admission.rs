@@ -182,8 +182,7 @@ pub(super) struct Farewell {
 
 impl Farewell {
     pub(super) fn new(event_loop: &EventLoop, message: Arc<[u8]>) -> Farewell {
-        let deadlines =
-            Deadlines { linger: FAREWELL, write_stall: FAREWELL, ..Deadlines::default() };
+        let deadlines = Deadlines { linger: FAREWELL, ..Deadlines::default() };
         let limits = Limits { deadlines, ..Limits::default() };
         let context = Context::new(event_loop, limits, Arc::default(), |_, _| {});
         Farewell { message, context: Rc::new(context) }
@@ -208,9 +207,7 @@ impl Handler for Leaving {
         conn.finish();
     }
 
-    fn on_message(&mut self, _: &Connection<'_>, input: &mut Buffer) {
-        input.clear();
-    }
+    fn on_message(&mut self, _: &Connection<'_>, _: &mut Buffer) {}
 }
 
 #[cfg(test)]

@@ -87,7 +87,6 @@ impl TcpServer {
     /// # Errors
     /// If it can't be made non-blocking or is not a TCP socket.
     pub fn from_listener(event_loop: &EventLoop, listener: TcpListener) -> io::Result<Server<'_>> {
-        listener.set_nonblocking(true).map_err(taking_over)?;
         Server::from_fd(event_loop, listener.into())
     }
 }
@@ -111,7 +110,6 @@ impl UnixServer {
     /// # Errors
     /// If it can't be made non-blocking.
     pub fn from_listener(event_loop: &EventLoop, listener: UnixListener) -> io::Result<Server<'_>> {
-        listener.set_nonblocking(true).map_err(taking_over)?;
         Server::from_fd(event_loop, listener.into())
     }
 }

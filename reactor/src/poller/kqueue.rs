@@ -77,6 +77,9 @@ struct Entry {
     place: usize,
 }
 
+/// What a kernel says when it is to watch a pipe whose other end is closed.
+const BROKEN_PIPE: i32 = if cfg!(target_os = "netbsd") { libc::EBADF } else { libc::EPIPE };
+
 const DIRECTIONS: [(Filter, Interest); 2] =
     [(Filter::Read, Interest::READ), (Filter::Write, Interest::WRITE)];
 
@@ -213,9 +216,7 @@ impl Table {
             let direction = direction(changes[index].told().filter);
             entry.filters -= direction;
             match error.raw_os_error() {
-                // The other end of this pipe is closed. (NetBSD calls that EBADF; the descriptor
-                // itself is borrowed, so it is open.)
-                Some(libc::EPIPE | libc::EBADF) => entry.ended |= direction,
+                Some(BROKEN_PIPE) => entry.ended |= direction,
                 // Not to be had, but not asked for either.
                 Some(libc::EINVAL) if entry.interest.is_empty() => {}
                 _ => outcome = Err(error),
