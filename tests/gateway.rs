@@ -7,12 +7,13 @@ mod datagrams;
 
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use common::program::{Program, binary, run};
-use common::{eventually, pattern};
+use common::{eventually, pattern, proc};
 use datagrams::{assert_echoes, peer, recv};
 use nix::sys::signal::Signal;
 
@@ -150,9 +151,9 @@ fn it_sleeps_while_nobody_asks() {
         let gateway = gateway(&["--threads", "2"]);
         assert_echoes(&app(gateway.addr()));
         let switches = || -> usize {
-            let tasks = fs::read_dir(format!("/proc/{}/task", gateway.pid())).unwrap();
-            let of_task = |task: std::io::Result<fs::DirEntry>| -> usize {
-                let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let tasks = proc::list(&format!("{}/task", gateway.pid()));
+            let of_task = |task: PathBuf| -> usize {
+                let status = fs::read_to_string(task.join("status")).unwrap();
                 let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
                 line.unwrap().trim().parse().unwrap()
             };

@@ -147,6 +147,7 @@ fn listening_at(address: SocketAddr) -> String {
 #[test]
 fn the_successor_gets_the_listeners_and_nothing_else_does() {
     each_poller!().run(|| {
+        proc::is_wanted();
         let (first, second) = (serve(echo), serve(echo));
         let look = || {
             let mut command = Command::new("sh");

@@ -13,7 +13,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 
 use common::program::{binary, run};
-use common::{DEADLINE, eventually, pattern, read_n, read_to_end, reset};
+use common::{DEADLINE, eventually, pattern, proc, read_n, read_to_end, reset};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -63,7 +63,7 @@ impl Cat {
     }
 
     fn proc(&self, file: &str) -> String {
-        fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
+        proc::read(&format!("{}/{file}", self.child.id()))
     }
 
     /// Its status, and what it has said on standard error.
@@ -301,8 +301,7 @@ fn what_it_has_inherited_stays_blocking() {
         peer.write_all(b"fro").unwrap();
         stdout.read_exact(&mut [0; 3]).unwrap();
         let mut pipes = 0;
-        for entry in fs::read_dir(format!("/proc/{}/fd", cat.child.id())).unwrap() {
-            let path = entry.unwrap().path();
+        for path in proc::list(&format!("{}/fd", cat.child.id())) {
             let number = path.file_name().unwrap().to_str().unwrap();
             if fs::read_link(&path).is_ok_and(|to| to.to_string_lossy().starts_with("pipe:")) {
                 let info = cat.proc(&format!("fdinfo/{number}"));

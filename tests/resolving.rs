@@ -10,7 +10,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use common::{Alone, eventually, serve, within};
+use common::{Alone, eventually, proc, serve, within};
 use dialling::{Told, quick, scene};
 use ruduo::{ConnectError, TcpServer};
 
@@ -54,8 +54,8 @@ impl Resolver {
 
 /// Threads of the resolver that are at work in this process.
 fn resolving() -> usize {
-    let tasks = fs::read_dir("/proc/self/task").unwrap();
-    let names = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok());
+    let tasks = proc::list("self/task");
+    let names = tasks.filter_map(|task| fs::read_to_string(task.join("comm")).ok());
     names.filter(|name| name.trim_end() == "resolver").count()
 }
 

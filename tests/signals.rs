@@ -17,7 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use bare_loop::{A_WHILE, FEW_TURNS, Record, assert_exited_well, forked, notifier_kinds, run};
-use common::{open_fds, serve_on, within};
+use common::{open_fds, proc, serve_on, within};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, kill, raise, sigaction};
 use nix::unistd::Pid;
 use ruduo::{Client, EventLoop, LoopThread, PollerKind, Signal, SignalId, TcpServer, UnixServer};
@@ -296,6 +296,7 @@ fn a_forked_child_does_not_wait_for_a_signal_handler_it_left_behind() {
 #[test]
 fn b64_a_child_process_inherits_neither_descriptors_nor_signal_settings() {
     each_poller!().run(|| {
+        proc::is_wanted();
         let child = || {
             let script = "grep -E '^Sig(Blk|Ign|Cgt)' /proc/self/status; ls /proc/self/fd | wc -l";
             let output = Command::new("sh").args(["-c", script]).output().unwrap();
@@ -357,7 +358,7 @@ fn b64_every_descriptor_is_close_on_exec() {
             let count = |what: &str| opened.iter().filter(|(_, to)| to.starts_with(what)).count();
             assert!(count("socket:") >= 7 && count("/dev/null") == 3, "{opened:?}");
             for (fd, to) in &opened {
-                let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+                let info = proc::read(&format!("self/fdinfo/{fd}"));
                 let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
                 let flags = i32::from_str_radix(flags.trim(), 8).unwrap();
                 assert!(flags & libc::O_CLOEXEC != 0, "{to} would be inherited");

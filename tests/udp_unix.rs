@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 
-use common::{DEADLINE, within};
+use common::{DEADLINE, proc, within};
 use datagrams::{Running, start};
 use ruduo::{Address, EventLoop, UdpClient, UdpServer, UnixAddress};
 
@@ -220,6 +220,7 @@ fn descriptors_that_a_peer_sends_do_not_stay() {
 #[test]
 fn b64_a_child_process_does_not_inherit_datagram_sockets() {
     each_poller!().run(|| {
+        proc::is_wanted();
         let folder = Folder::new();
         let sockets = || {
             let script = "for f in /proc/self/fd/*; do readlink $f; done | grep -c socket:";
