@@ -290,37 +290,21 @@ fn answered_in_spite_of(when: &'static str) {
     assert!(turns_in(echo.event_loop(), Duration::from_millis(50)) < 20);
 }
 
+fn failing_sends(inject: &str) -> [&str; 9] {
+    ["strace", "-qq", "-f", "-o", "/dev/null", "-e", "trace=sendmmsg,sendmsg", "-e", inject]
+}
+
 #[test]
 fn without_memory_in_the_kernel_it_tries_again_later() {
     each_poller!()
-        .under(&[
-            "strace",
-            "-qq",
-            "-f",
-            "-o",
-            "/dev/null",
-            "-e",
-            "trace=sendmmsg,sendmsg",
-            "-e",
-            "inject=sendmmsg,sendmsg:error=ENOBUFS:when=1..3",
-        ])
+        .under(&failing_sends("inject=sendmmsg,sendmsg:error=ENOBUFS:when=1..3"))
         .run(|| answered_in_spite_of("ENOBUFS"));
 }
 
 #[test]
 fn without_room_in_the_kernel_it_waits_for_some() {
     each_poller!()
-        .under(&[
-            "strace",
-            "-qq",
-            "-f",
-            "-o",
-            "/dev/null",
-            "-e",
-            "trace=sendmmsg,sendmsg",
-            "-e",
-            "inject=sendmmsg,sendmsg:error=EAGAIN:when=1..3",
-        ])
+        .under(&failing_sends("inject=sendmmsg,sendmsg:error=EAGAIN:when=1..3"))
         .run(|| answered_in_spite_of("EAGAIN"));
 }
 
