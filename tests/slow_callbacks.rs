@@ -12,7 +12,10 @@ use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 use common::{SLOW_CALLBACK, logs, read_n, read_to_end, serve_on, within};
-use ruduo::{Buffer, Channel, CloseReason, Connection, EventLoop, Handler, Interest, TcpServer};
+use ruduo::{
+    Buffer, Channel, CloseReason, Connection, EventLoop, Handler, Interest, TcpServer, UdpServer,
+    UdpSocket,
+};
 
 const THRESHOLD: Duration = Duration::from_millis(20);
 
@@ -167,6 +170,50 @@ fn blames_the_callback(which: &'static str) -> bool {
     let culprit = format!("{which} of connection #");
     let whose = format!("to {} {SLOW_CALLBACK} test-loop", peer.local_addr().unwrap());
     lines()[before..].first().is_some_and(|line| line.contains(&culprit) && line.contains(&whose))
+}
+
+#[test]
+fn b54_slow_callbacks_of_datagram_sockets_are_named_with_the_socket() {
+    alone!().expect_log(SLOW_CALLBACK).run(|| {
+        // What the socket itself calls in its event is told apart; a batch of datagrams is not.
+        for (which, culprit) in [
+            ("on_start", "on_start of"),
+            ("on_datagram", "on_datagram of"),
+            ("a call", "a call posted to"),
+            ("on_close", "on_close of"),
+        ] {
+            let when = move |here: &str| {
+                if which == here {
+                    block();
+                }
+            };
+            some_attempt(which, || {
+                let event_loop = EventLoop::builder().slow_callback(THRESHOLD).build().unwrap();
+                let udp = UdpServer::bind(&event_loop, "127.0.0.1:0")
+                    .on_start(move |_| when("on_start"))
+                    .on_datagram(move |socket, _| {
+                        when("on_datagram");
+                        let call = move |socket: &UdpSocket<'_>| {
+                            when("a call");
+                            socket.close();
+                        };
+                        socket.handle().post(call).unwrap();
+                    })
+                    .on_close(move |socket| {
+                        when("on_close");
+                        socket.event_loop().quit();
+                    })
+                    .start()
+                    .unwrap();
+                let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+                peer.send_to(b"x", udp.local_addr()).unwrap();
+                let before = lines().len();
+                event_loop.run().unwrap();
+                let whose = format!("{culprit} the datagram socket on {}", udp.local_addr());
+                lines()[before..].first().is_some_and(|line| line.contains(&whose))
+            });
+        }
+    });
 }
 
 /// Neither the life of a loop before it ends, nor the time of what a callback calls, is that of the

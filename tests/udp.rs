@@ -6,7 +6,7 @@ mod common;
 mod datagrams;
 
 use std::io::ErrorKind;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, SystemTime};
 
 use common::{DEADLINE, eventually, pattern, within};
@@ -135,6 +135,38 @@ fn b63_refused_datagrams_are_values_and_the_socket_goes_on() {
         // What is sent is counted when it has been, and the peer may be faster.
         eventually("all is counted", || running.metrics().sent == 5);
         assert_eq!(running.metrics().open, 1);
+    });
+}
+
+/// Each was the answer to a datagram, and so none of them is a reason to wait.
+#[test]
+fn b63_many_refusals_keep_nobody_waiting() {
+    each_poller!().run(|| {
+        let (send, receive) = channel();
+        let (send_first, first) = channel();
+        let (target, of_datagram) = (nobody(), send_first.clone());
+        let address = target.to_string();
+        let running = start(move |event_loop| {
+            UdpClient::connect(event_loop, &target)
+                .on_datagram(move |_, _| of_datagram.send("a datagram").unwrap())
+                .on_error(move |_, _| send.send(()).unwrap())
+                .start()
+        });
+        for _ in 0..50 {
+            running.udp.socket().send("is anybody there?").unwrap();
+            within(&receive);
+        }
+        let late = peer(&address);
+        let to = running.addr();
+        // What has come is received before a timer is due.
+        let task = move |event_loop: &EventLoop| {
+            late.send_to(b"here I am", to).unwrap();
+            event_loop.run_after(Duration::from_millis(20), move |_| {
+                send_first.send("a timer").unwrap();
+            });
+        };
+        running.event_loop().post(task).unwrap();
+        assert_eq!(within(&first), "a datagram");
     });
 }
 
@@ -523,6 +555,81 @@ fn a_pool_can_be_shared_and_lives_on() {
     });
 }
 
+/// Says what is called, and when.
+struct Told(Sender<&'static str>);
+
+impl UdpHandler for Told {
+    fn on_start(&mut self, _: &UdpSocket<'_>) {
+        self.0.send("start").unwrap();
+    }
+    fn on_datagram(&mut self, _: &UdpSocket<'_>, _: &Datagram<'_>) {}
+    fn on_close(&mut self, _: &UdpSocket<'_>) {
+        self.0.send("close").unwrap();
+    }
+}
+
+/// All of it is posted before the loop has served the socket for the first time.
+#[test]
+fn whatever_comes_first_the_handler_has_started() {
+    each_poller!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let pool = LoopPool::builder(&event_loop).threads(1).start().unwrap();
+        let release = hold(&pool.loops()[0]);
+        let (send, told) = channel();
+        let told_too = send.clone();
+        let udp = UdpServer::bind(&event_loop, "127.0.0.1:0")
+            .pool(&pool)
+            .serve(move |_| Told(send.clone()))
+            .unwrap();
+        udp.socket().post(move |_| told_too.send("call").unwrap()).unwrap();
+        udp.stop(DEADLINE);
+        drop(release);
+        assert_eq!(["start", "call", "close"], [(); 3].map(|()| within(&told)));
+    });
+}
+
+#[test]
+fn what_a_loop_sends_by_a_handle_before_it_has_the_socket_is_not_lost() {
+    each_poller!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let pool = LoopPool::builder(&event_loop).threads(1).start().unwrap();
+        let peer = peer("127.0.0.1:0");
+        let to: Address = peer.local_addr().unwrap().into();
+        let (hand_over, handed_over) = channel::<UdpSocketHandle>();
+        let send = move |_: &EventLoop| within(&handed_over).send_to("hello", &to).unwrap();
+        pool.loops()[0].post(send).unwrap();
+        let udp = UdpServer::bind(&event_loop, "127.0.0.1:0")
+            .pool(&pool)
+            .on_datagram(|_, _| {})
+            .start()
+            .unwrap();
+        hand_over.send(udp.socket().clone()).unwrap();
+        assert_eq!(recv(&peer), b"hello");
+    });
+}
+
+#[test]
+fn a_deadline_for_stopping_goes_with_the_socket() {
+    each_poller!().run(|| {
+        let running = echo();
+        let (send, receive) = channel();
+        let task = move |event_loop: &EventLoop| {
+            for _ in 0..20 {
+                let bind = UdpServer::bind(event_loop, "127.0.0.1:0");
+                let udp = bind.on_datagram(|_, _| {}).start().unwrap();
+                udp.stop(Duration::from_millis(30));
+                udp.stop(Duration::from_millis(20));
+                udp.stop(Duration::from_millis(25));
+            }
+            event_loop.run_after(Duration::from_millis(50), move |event_loop| {
+                send.send(event_loop.metrics().timers).unwrap();
+            });
+        };
+        running.event_loop().post(task).unwrap();
+        assert_eq!(within(&receive), 1, "timers, with the one that tells");
+    });
+}
+
 #[test]
 fn stopping_lets_leave_what_is_queued_and_ends() {
     each_poller!().run(|| {
@@ -635,7 +742,7 @@ fn a_panic_costs_its_datagram_and_nothing_else() {
 }
 
 /// Panics everywhere but for datagrams.
-struct Panics(std::sync::mpsc::Sender<&'static str>);
+struct Panics(Sender<&'static str>);
 
 impl UdpHandler for Panics {
     fn on_start(&mut self, _: &UdpSocket<'_>) {

@@ -156,6 +156,40 @@ fn pausing_still_has_a_bound() {
     });
 }
 
+/// The bound is a bound, also for the first in the queue; and nothing waits for it.
+#[test]
+fn what_is_larger_than_the_queue_is_dropped_and_the_rest_leaves() {
+    each_poller!().run(|| {
+        for when_full in [WhenFull::DropNewest, WhenFull::DropOldest, WhenFull::PauseReading] {
+            for limit in [0, 1, 1000] {
+                let running = start(move |event_loop| {
+                    UdpServer::bind(event_loop, "127.0.0.1:0")
+                        .queue_limit(limit)
+                        .when_full(when_full)
+                        .on_datagram(|socket, datagram| {
+                            socket.answer(datagram, [7; 60_000]);
+                            socket.answer(datagram, datagram.bytes());
+                        })
+                        .start()
+                });
+                let peer = running.peer();
+                for n in 1..=3 {
+                    peer.send(b"small").unwrap();
+                    if limit == 1000 {
+                        assert_eq!(recv(&peer), b"small");
+                    }
+                    eventually("it goes on", || running.metrics().received == n);
+                }
+                running.stop();
+                let metrics = running.metrics();
+                let sent = if limit == 1000 { 3 } else { 0 };
+                assert_eq!((metrics.sent, metrics.dropped_newest), (sent, 6 - sent), "{metrics}");
+                assert_eq!((metrics.dropped_oldest, metrics.paused_by_output), (0, 0));
+            }
+        }
+    });
+}
+
 #[test]
 fn a_socket_that_pauses_reading_loses_nothing_of_a_peer_that_reads_late() {
     each_poller!().run(|| {

@@ -14,7 +14,7 @@ use std::sync::mpsc::channel;
 
 use common::{eventually, pattern, within};
 use datagrams::{Running, recv, start};
-use ruduo::{UdpClient, UdpServer};
+use ruduo::{Address, UdpClient, UdpServer};
 
 /// By a plain socket, so that nothing of ours is taken for a want of the machine.
 fn machine_can() -> bool {
@@ -160,8 +160,9 @@ fn answers_to_several_peers_find_each_its_own() {
     });
 }
 
-/// The kernel refuses the first message that it is to cut. Returns how many it got in the end.
-fn messages_after_a_refusal() -> usize {
+/// The kernel refuses the first message that it is to cut. Returns how many it got in the end, and
+/// how many errors the sender was told of.
+fn messages_after_a_refusal() -> (usize, usize) {
     let (send, receive) = channel();
     let receiver = start(move |event_loop| {
         UdpServer::bind(event_loop, "127.0.0.1:0")
@@ -173,7 +174,16 @@ fn messages_after_a_refusal() -> usize {
             })
             .start()
     });
-    let sender = sender(receiver.addr(), 1);
+    let (tell, told) = channel();
+    let to = receiver.addr();
+    let sender = start(move |event_loop| {
+        UdpClient::connect(event_loop, to)
+            .gso(true)
+            .batch(1)
+            .on_datagram(|_, _| {})
+            .on_error(move |_, _| tell.send(()).unwrap())
+            .start()
+    });
     send_all(&sender);
     let mut turns = BTreeSet::new();
     for (i, size) in sizes().into_iter().enumerate() {
@@ -183,7 +193,7 @@ fn messages_after_a_refusal() -> usize {
     }
     eventually("it is counted", || sender.metrics().sent == sizes().len() as u64);
     assert_eq!(sender.metrics().send_errors, 0);
-    turns.len()
+    (turns.len(), told.try_iter().count())
 }
 
 fn refusing(alone: common::Alone, inject: &str, body: impl FnOnce()) {
@@ -199,7 +209,7 @@ fn refusing(alone: common::Alone, inject: &str, body: impl FnOnce()) {
 #[test]
 fn a_way_out_that_cuts_nothing_gets_them_one_by_one() {
     refusing(alone!(), "inject=sendmsg:error=EIO:when=1", || {
-        assert_eq!(messages_after_a_refusal(), sizes().len());
+        assert_eq!(messages_after_a_refusal(), (sizes().len(), 0));
     });
 }
 
@@ -207,9 +217,62 @@ fn a_way_out_that_cuts_nothing_gets_them_one_by_one() {
 fn a_way_out_for_smaller_segments_gets_the_larger_ones_one_by_one() {
     for errno in ["EMSGSIZE", "EINVAL"] {
         refusing(alone!(), &format!("inject=sendmsg:error={errno}:when=1"), || {
-            let messages = messages_after_a_refusal();
+            let (messages, errors) = messages_after_a_refusal();
+            assert_eq!(errors, 0);
             // Twenty of 1,000 bytes, not joined any more; those of 700 and of 3 still are.
             assert!((22..40).contains(&messages), "{messages}");
         });
     }
+}
+
+#[test]
+fn what_the_network_answers_an_earlier_one_ends_no_cutting() {
+    for errno in ["ECONNREFUSED", "EHOSTUNREACH"] {
+        refusing(alone!(), &format!("inject=sendmsg:error={errno}:when=1"), || {
+            let (messages, errors) = messages_after_a_refusal();
+            assert_eq!(errors, 1);
+            assert!(messages < 20, "{messages}");
+        });
+    }
+}
+
+/// Nobody has port 0, which is no reason to send to others one by one.
+#[test]
+fn an_address_that_is_refused_ends_no_cutting() {
+    each_poller!().run(|| {
+        if !machine_can() {
+            return;
+        }
+        let (send, receive) = channel();
+        let receiver = start(move |event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .gro(true)
+                .batch(1)
+                .on_datagram(move |socket, _| {
+                    send.send(socket.event_loop().metrics().turns).unwrap();
+                })
+                .start()
+        });
+        let (tell, told) = channel();
+        let sender = start(move |event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .gso(true)
+                .on_datagram(|_, _| {})
+                .on_error(move |_, error| tell.send(error.to_string()).unwrap())
+                .start()
+        });
+        let to: Address = receiver.addr().into();
+        let all = move |socket: &ruduo::UdpSocket<'_>| {
+            let nowhere: Address = "127.0.0.1:0".parse().unwrap();
+            (0..2).for_each(|_| socket.send_to("x", &nowhere));
+            (0..30).for_each(|_| socket.send_to([7; 100], &to));
+        };
+        sender.udp.socket().post(all).unwrap();
+        let turns: BTreeSet<u64> = (0..30).map(|_| within(&receive)).collect();
+        assert!(turns.len() < 10, "{} messages", turns.len());
+        for _ in 0..2 {
+            assert!(within(&told).contains("127.0.0.1:0"));
+        }
+        eventually("it is counted", || sender.metrics().send_errors == 2);
+    });
 }

@@ -32,7 +32,8 @@ pub trait UdpHandler: 'static {
         let _ = socket;
     }
 
-    /// The socket has ended: once, last. What is sent now is dropped.
+    /// The socket has ended: once, last. What is sent now is dropped. (Not called if it has ended with
+    /// its loop before `on_start`.)
     fn on_close(&mut self, socket: &UdpSocket<'_>) {
         let _ = socket;
     }

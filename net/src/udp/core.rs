@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use ruduo_reactor::sys::datagram::{Inbound, Name, Outbound};
 use ruduo_reactor::{EventLoop, Interest, TimerId, Token};
@@ -33,6 +34,8 @@ pub(super) struct Core {
     /// What the poller was last told.
     pub(super) interest: Cell<Interest>,
     pub(super) stage: Cell<Stage>,
+    /// The handler has been called for the first time.
+    pub(super) started: Cell<bool>,
     /// Inside our own event, after whose callbacks what they have sent leaves.
     pub(super) in_event: Cell<bool>,
     /// The loop has been asked to look at us at the end of the turn.
@@ -46,14 +49,16 @@ pub(super) struct Core {
     pub(super) has_waited: Cell<bool>,
     /// The timer behind `resting` and [`WaitsFor::Timer`].
     pub(super) timer: Cell<Option<TimerId>>,
+    /// By when it is to have stopped, and the timer that sees to it.
+    pub(super) deadline: Cell<Option<(Instant, TimerId)>>,
     /// How much may come at once; see [`Endpoint::receive`](super::endpoint::Endpoint).
     pub(super) burst: Cell<usize>,
-    /// Times in a row that receiving failed.
+    /// Times in a row that receiving failed, with nothing sent in between that may be why.
     pub(super) failures: Cell<u32>,
     /// Segments of so many bytes are joined for the kernel to cut.
     pub(super) max_segment: Cell<usize>,
-    /// The first in the queue has been tried, and met an error that may have been another's.
-    pub(super) retrying: Cell<Option<i32>>,
+    /// The first in the queue has met an error that may not be its own, and is tried by itself.
+    pub(super) retrying: Cell<Option<Retry>>,
     /// Errors that were found when no callback could be called.
     pub(super) errors: RefCell<Vec<DatagramError>>,
     /// Last, so that all else is gone when the server hears that the socket has ended.
@@ -64,8 +69,6 @@ pub(super) struct Core {
 /// Where in its life a socket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Made; its handler has not been called yet.
-    New,
     Open,
     /// It receives no more, and ends when its queue is empty.
     Stopping,
@@ -81,6 +84,15 @@ pub(super) enum WaitsFor {
     Room,
     /// Nobody says when.
     Timer,
+}
+
+/// Why the first in the queue is tried once more, by itself: with this errno,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Retry {
+    /// the network may have answered an earlier one, and that has been told;
+    Told(i32),
+    /// what it was joined with was refused. If it leaves now, joining was why.
+    Joined(i32),
 }
 
 impl Core {
@@ -104,7 +116,8 @@ impl Core {
             lendings: event_loop.local(),
             token: Cell::new(Token(u64::MAX)),
             interest: Cell::new(Interest::NONE),
-            stage: Cell::new(Stage::New),
+            stage: Cell::new(Stage::Open),
+            started: Cell::new(false),
             in_event: Cell::new(false),
             scheduled: Cell::new(false),
             full: Cell::new(false),
@@ -112,6 +125,7 @@ impl Core {
             waits_for: Cell::new(WaitsFor::Nothing),
             has_waited: Cell::new(false),
             timer: Cell::new(None),
+            deadline: Cell::new(None),
             burst: Cell::new(1),
             failures: Cell::new(0),
             max_segment: Cell::new(max_segment),
@@ -198,12 +212,27 @@ impl Core {
         self.touch(event_loop);
     }
 
-    /// Receives no more, sends what is queued, and ends.
-    pub(super) fn stop(&self, event_loop: &EventLoop) {
-        if matches!(self.stage.get(), Stage::New | Stage::Open) {
+    /// Receives no more, sends what is queued until the deadline, and ends.
+    pub(super) fn stop(&self, event_loop: &EventLoop, deadline: Instant) {
+        if self.stage.get() == Stage::Open {
             self.stage.set(Stage::Stopping);
         }
         self.touch(event_loop);
+        match self.deadline.take() {
+            Some(sooner) if sooner.0 <= deadline => self.deadline.set(Some(sooner)),
+            later => {
+                if let Some((_, timer)) = later {
+                    event_loop.cancel(timer);
+                }
+                let id = self.id;
+                let timer = event_loop.run_at(deadline, move |event_loop| {
+                    if let Some(resident) = event_loop.local::<Sockets>().get(id) {
+                        resident.core().close(event_loop);
+                    }
+                });
+                self.deadline.set(Some((deadline, timer)));
+            }
+        }
     }
 
     /// Ends after the current callback.

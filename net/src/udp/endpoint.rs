@@ -22,7 +22,7 @@ use ruduo_reactor::sys::datagram::{Inbound, MAX_DATAGRAM, MAX_PIECES, Name, Send
 use ruduo_reactor::{Channel, Event, EventLoop, Interest, Ready, Source, Token};
 
 use super::callbacks::UdpHandler;
-use super::core::{Core, Resident, Sockets, Stage, WaitsFor};
+use super::core::{Core, Resident, Retry, Sockets, Stage, WaitsFor};
 use super::datagram::{DatagramError, Datagrams, Operation};
 use super::socket::UdpSocket;
 use crate::metrics;
@@ -61,18 +61,16 @@ impl<H: UdpHandler> Endpoint<H> {
         let token = event_loop.register(Channel::from_source(endpoint.clone(), Interest::NONE))?;
         endpoint.core.token.set(token);
         event_loop.local::<Sockets>().insert(endpoint.clone());
-        event_loop.defer(move |event_loop| endpoint.begin(event_loop));
+        event_loop.defer(move |event_loop| endpoint.settle(event_loop));
         Ok(())
     }
 
+    /// Whatever comes first, a call from elsewhere perhaps, finds the handler started.
     fn begin(&self, event_loop: &EventLoop) {
         let core = &self.core;
-        if core.stage.get() == Stage::New {
-            core.stage.set(Stage::Open);
-            core.in_event.set(true);
+        if core.stage.get() != Stage::Ended && !core.started.replace(true) {
             self.called(event_loop, "on_start", |handler, socket| handler.on_start(socket));
         }
-        self.settle(event_loop);
     }
 
     /// Calls the handler. A panic is logged and counted, and what it was about is over.
@@ -173,6 +171,7 @@ impl<H: UdpHandler> Endpoint<H> {
     fn settle(&self, event_loop: &EventLoop) {
         let core = &self.core;
         core.in_event.set(true);
+        self.begin(event_loop);
         let mut calls = 0;
         // What callbacks send in here leaves in here, within bounds.
         while !core.is_over() && calls < MAX_CALLS {
@@ -234,13 +233,19 @@ impl<H: UdpHandler> Endpoint<H> {
         *calls += 1;
         let at_once = core.settings.batch > 1;
         let many = if at_once { MAX_PIECES } else { 1 };
-        let max_segment = core.max_segment.get();
-        let many = if max_segment > 0 { MAX_PIECES } else { many };
+        let (max_segment, many) = match (core.max_segment.get(), core.retrying.get()) {
+            (_, Some(_)) => (0, 1),
+            (0, None) => (0, many),
+            (max, None) => (max, MAX_PIECES),
+        };
         let pieces = queue.pieces(max_segment).take(many);
         let sent = core.lendings.outbound.borrow_mut().send(core.bound.as_fd(), at_once, pieces);
         match sent {
             Ok(sent) => {
-                core.retrying.set(None);
+                core.failures.set(0);
+                if let Some(Retry::Joined(errno)) = core.retrying.take() {
+                    self.join_less(errno, queue.front().map_or(0, |(_, bytes)| bytes.len()));
+                }
                 let bytes = queue.pop(sent);
                 metrics::add(&core.counters.sent, sent);
                 metrics::add(&core.counters.sent_bytes, bytes);
@@ -275,31 +280,43 @@ impl<H: UdpHandler> Endpoint<H> {
             _ => {}
         }
         let mut queue = core.queue.borrow_mut();
-        if pieces > 1 {
-            // The way out of here cannot cut them, or not so large ones: we do.
-            let segment = queue.front().map_or(0, |(_, bytes)| bytes.len());
-            let is_too_large = matches!(errno, Errno::EMSGSIZE | Errno::EINVAL);
-            core.max_segment.set(if is_too_large { segment.saturating_sub(1) } else { 0 });
-            log::debug!("{core}: segments of {segment} bytes are sent one by one: {error}");
-            return Flushed::More;
-        }
         let peer = match queue.front() {
             Some((name, _)) if !name.is_empty() => Some(Name::decode(name)),
             _ => core.bound.peer.clone(),
         };
-        let before = core.retrying.take();
-        if is_internet && is_connected && before.is_none() && may_be_of_an_earlier_one(errno) {
-            // The network's answer to one that has left. This one has not been tried.
-            core.retrying.set(Some(errno as i32));
-        } else {
-            queue.pop(1);
-            metrics::add(&core.counters.send_errors, 1);
-            if before == Some(errno as i32) {
-                // It was its own, and has been told.
+        let number = errno as i32;
+        match core.retrying.take() {
+            None if is_internet && is_connected && may_be_of_an_earlier_one(errno) => {
+                core.retrying.set(Some(Retry::Told(number)));
+            }
+            None if pieces > 1 => {
+                core.retrying.set(Some(Retry::Joined(number)));
                 return Flushed::More;
+            }
+            before => {
+                queue.pop(1);
+                metrics::add(&core.counters.send_errors, 1);
+                if before == Some(Retry::Told(number)) {
+                    return Flushed::More;
+                }
             }
         }
         Flushed::Failed(DatagramError { operation: Operation::Send, peer, error })
+    }
+
+    /// What was refused when it was joined has left by itself.
+    #[cold]
+    fn join_less(&self, errno: i32, segment: usize) {
+        let core = &self.core;
+        let errno = Errno::from_raw(errno);
+        match errno {
+            // The way out of here cannot cut them, or not so large ones.
+            Errno::EIO => core.max_segment.set(0),
+            Errno::EMSGSIZE | Errno::EINVAL => core.max_segment.set(segment.saturating_sub(1)),
+            // It was the network's, and is over.
+            _ => return,
+        }
+        log::debug!("{core}: segments of {segment} bytes are sent one by one: {errno}");
     }
 
     /// Whether receiving pauses until some of the queue has left.
@@ -358,14 +375,17 @@ impl<H: UdpHandler> Endpoint<H> {
             return;
         }
         core.posted.close();
-        if let Some(timer) = core.timer.take() {
+        let deadline = core.deadline.take().map(|(_, timer)| timer);
+        for timer in core.timer.take().into_iter().chain(deadline) {
             event_loop.cancel(timer);
         }
         let mut queue = core.queue.borrow_mut();
         metrics::add(&core.counters.discarded, queue.len());
         queue.pop(usize::MAX);
         drop(queue);
-        self.called(event_loop, "on_close", |handler, socket| handler.on_close(socket));
+        if core.started.get() {
+            self.called(event_loop, "on_close", |handler, socket| handler.on_close(socket));
+        }
         event_loop.deregister(core.token.get());
         // The loop holds the source until nothing is borrowed.
         drop(event_loop.local::<Sockets>().remove(core.id));
@@ -437,6 +457,7 @@ impl<H: UdpHandler> Resident for Endpoint<H> {
 
     fn call(&self, event_loop: &EventLoop, f: Box<dyn FnOnce(&UdpSocket<'_>) + Send>) {
         let core = &self.core;
+        self.begin(event_loop);
         let what = format_args!("a call posted to {core}");
         let _ = event_loop.isolate(what, || f(&UdpSocket::new(event_loop, core)));
     }

@@ -149,9 +149,11 @@ impl UdpSocketHandle {
             if self.posted.tasks.load(Ordering::Acquire) > 0 {
                 return false;
             }
-            if let Some(resident) = event_loop.local::<Sockets>().get(self.posted.id) {
-                send(&UdpSocket::new(event_loop, resident.core()), bytes, peer);
-            }
+            // A loop of a pool may have been given it a moment ago only.
+            let Some(resident) = event_loop.local::<Sockets>().get(self.posted.id) else {
+                return false;
+            };
+            send(&UdpSocket::new(event_loop, resident.core()), bytes, peer);
             true
         });
         if at_once == Some(true) {

@@ -208,7 +208,7 @@ impl<C> UdpBuilder<'_, C> {
 
     setting! {
         /// How much may wait to be sent, in bytes; 1 MiB by default. See
-        /// [`UdpSocket::queued`] for what counts.
+        /// [`UdpSocket::queued`] for what counts. A single datagram that is larger is not sent either.
         queue_limit: usize => settings.queue_limit
     }
 

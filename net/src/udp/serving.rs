@@ -112,14 +112,8 @@ where
 
 /// On a socket's loop: lets what is queued leave, until the deadline.
 pub(super) fn stop(event_loop: &EventLoop, id: u64, deadline: Instant) {
-    let Some(resident) = event_loop.local::<Sockets>().get(id) else { return };
-    resident.core().stop(event_loop);
-    event_loop.run_at(deadline, move |event_loop| close(event_loop, id));
-}
-
-fn close(event_loop: &EventLoop, id: u64) {
     if let Some(resident) = event_loop.local::<Sockets>().get(id) {
-        resident.core().close(event_loop);
+        resident.core().stop(event_loop, deadline);
     }
 }
 
