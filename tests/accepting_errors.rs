@@ -8,14 +8,17 @@ mod common;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use common::program::{Program, binary};
 use common::{eventually, read_n, serve, take_logs, within};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
 use ruduo::{EventLoop, LoopHandle, ServerHandle, TcpServer};
 
 fn echo(event_loop: &EventLoop) -> io::Result<ServerHandle> {
@@ -135,6 +138,43 @@ fn b01_without_descriptors_the_established_connections_go_on_and_the_rest_is_ref
             (9, 17)
         );
         drop(shortage);
+    });
+}
+
+/// The row to the letter: a whole server that may have 12 descriptors, and 20 clients.
+#[test]
+fn b01_of_twenty_clients_twelve_descriptors_serve_a_few_and_the_rest_is_refused() {
+    let test = each_poller!();
+    if cfg!(kqueue_model) {
+        return test.skip("the model of kqueue needs more descriptors than the server may have");
+    }
+    test.run(|| {
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -n 12; exec \"$@\"", "sh"]).arg(binary("echo"));
+        let server = Program::spawn(command.args(["--listen", "127.0.0.1:0"])).listening(1);
+        let established = server.connect();
+        assert_echoes(&established);
+
+        let start = Instant::now();
+        let peers: Vec<_> = (0..20).map(|_| server.connect()).collect();
+        let served = peers.iter().filter(|peer| !is_refused(peer)).count();
+        // It has 7 or 8 of its own, by the poller, and the established one has one.
+        assert!((1..=5).contains(&served), "{served} of 20 are served");
+        // Each of those that still come costs it a pause, and no more.
+        let (shortage, before) = (Instant::now(), server.ticks());
+        while shortage.elapsed() < A_WHILE {
+            assert!(is_refused(&server.connect()));
+            assert_echoes(&established);
+        }
+        let spent = server.ticks() - before;
+        let whole = shortage.elapsed().as_millis() / 10;
+        assert!(u128::from(spent) <= whole / 5, "{spent} of {whole} ticks of CPU time");
+        let lines = server.log().matches("ulimit -n").count() as u64;
+        assert!((1..=1 + start.elapsed().as_secs() / 10).contains(&lines), "{}", server.log());
+
+        drop(peers);
+        eventually("there is a place again", || !is_refused(&server.connect()));
+        server.ends_well_on(Signal::SIGTERM);
     });
 }
 

@@ -11,6 +11,9 @@ const ROWS: usize = 69;
 /// Rows of what is not there yet: TLS (66).
 const UNTESTED: [usize; 1] = [66];
 
+/// The heading of a second table, of what makes the rows of the first one hold.
+const MECHANISMS: &str = "## What makes it hold";
+
 /// All names of the form `bNN_...` in a text.
 fn names(text: &str) -> BTreeSet<String> {
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
@@ -36,6 +39,15 @@ fn names_below(folder: &Path, found: &mut BTreeSet<String>) {
     }
 }
 
+/// The catalogue; and apart, its table of mechanisms.
+fn catalogue() -> (String, String) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/behaviours.md");
+    let text = fs::read_to_string(path).unwrap();
+    let (before, rest) = text.split_once(MECHANISMS).unwrap();
+    let (mechanisms, behind) = rest.split_once("\n## ").unwrap();
+    (format!("{before}{behind}"), mechanisms.to_owned())
+}
+
 /// The rows of the tables: a number, and the line.
 fn rows(catalogue: &str) -> impl Iterator<Item = (usize, &str)> {
     catalogue.lines().filter_map(|line| {
@@ -47,7 +59,7 @@ fn rows(catalogue: &str) -> impl Iterator<Item = (usize, &str)> {
 #[test]
 fn each_row_names_tests_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let catalogue = fs::read_to_string(root.join("docs/behaviours.md")).unwrap();
+    let (catalogue, _) = catalogue();
     let mut tests = BTreeSet::new();
     for folder in ["tests", "reactor", "net"] {
         names_below(&root.join(folder), &mut tests);
@@ -63,6 +75,23 @@ fn each_row_names_tests_that_exist() {
         for name in named {
             assert_eq!(row_of(&name), Some(number), "{name} stands in row {number}");
             assert!(tests.contains(&name), "row {number}: there is no test {name}");
+        }
+    }
+}
+
+#[test]
+fn each_mechanism_is_in_files_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (_, mechanisms) = catalogue();
+    let numbers: Vec<_> = rows(&mechanisms).map(|(number, _)| number).collect();
+    assert!(
+        numbers.is_sorted_by(|a, b| a < b),
+        "each row stands there once, in order: {numbers:?}"
+    );
+    for (number, line) in rows(&mechanisms) {
+        // Every other piece stands in quotes.
+        for file in line.split('`').skip(1).step_by(2).filter(|quoted| quoted.contains('/')) {
+            assert!(root.join(file).exists(), "row {number}: there is no {file}");
         }
     }
 }

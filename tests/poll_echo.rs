@@ -160,23 +160,16 @@ fn idle_is_idle() {
             let mut peer = program.connect();
             peer.write_all(b"ping").unwrap();
             read_n(&peer, 4);
-            let of_process = |file: &str| proc::read(&format!("{}/{file}", program.pid()));
             let switches = || {
-                let status = of_process("status");
+                let status = proc::read(&format!("{}/status", program.pid()));
                 let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"));
                 line.unwrap().split_whitespace().last().unwrap().parse::<u64>().unwrap()
             };
-            // proc(5): fields 14 and 15, in ticks of 10 ms; the name before them has no spaces.
-            let ticks = || {
-                let stat = of_process("stat");
-                let fields = stat.split_whitespace().skip(13).take(2);
-                fields.map(|field| field.parse::<u64>().unwrap()).sum::<u64>()
-            };
-            let (start, before) = (Instant::now(), (switches(), ticks()));
+            let (start, before) = (Instant::now(), (switches(), program.ticks()));
             while start.elapsed() < Duration::from_millis(200) {
                 thread::park_timeout(Duration::from_millis(50));
             }
-            let (switched, spent) = (switches() - before.0, ticks() - before.1);
+            let (switched, spent) = (switches() - before.0, program.ticks() - before.1);
             assert!(switched < 10, "{trigger}: {switched} context switches while idle");
             assert!(spent < 5, "{trigger}: {spent} ticks of CPU time while idle");
             drop(peer);

@@ -153,6 +153,14 @@ impl Program {
         proc::list(&format!("{}/fd", self.pid()))
     }
 
+    /// CPU time it has spent, in ticks of 10 ms.
+    pub fn ticks(&self) -> u64 {
+        // proc(5): fields 14 and 15; the name before them has no spaces.
+        let stat = proc::read(&format!("{}/stat", self.pid()));
+        let fields = stat.split_whitespace().skip(13).take(2);
+        fields.map(|field| field.parse::<u64>().unwrap()).sum()
+    }
+
     /// What it has written to standard error so far, in whole lines.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
