@@ -11,9 +11,7 @@ use crate::EventLoop;
 use crate::inbox::{Inbox, Wake};
 use crate::notifier::Notifier;
 use crate::sys;
-
-/// What a loop runs for another thread.
-pub(crate) type Task = Box<dyn FnOnce(&EventLoop) + Send>;
+use crate::sys::task::SendTask;
 
 /// Reaches an [`EventLoop`] from any thread. Cheap to clone; outlives the loop safely.
 ///
@@ -26,7 +24,7 @@ pub struct LoopHandle {
 /// What a loop and its handles have in common. The waker is in here, so its descriptor stays
 /// open for as long as anybody could write to it: a late wakeup never hits a re-used number.
 pub(crate) struct Shared {
-    pub(crate) inbox: Inbox<Task>,
+    pub(crate) inbox: Inbox<SendTask>,
     pub(crate) waker: Notifier,
     pub(crate) thread: ThreadId,
     pub(crate) fork_generation: u32,
@@ -82,7 +80,8 @@ impl LoopHandle {
             return Err(PostError::Forked);
         }
         // The refused task is dropped here, outside the queue's lock.
-        let wake = self.shared.inbox.push(Box::new(task)).map_err(|_refused| PostError::Ended)?;
+        let wake =
+            self.shared.inbox.push(SendTask::new(task)).map_err(|_refused| PostError::Ended)?;
         self.shared.wake(wake);
         Ok(())
     }
@@ -137,7 +136,7 @@ impl LoopHandle {
 
 impl Shared {
     /// Refuses tasks from now on and returns those that were accepted.
-    pub(crate) fn close(&self) -> Vec<Task> {
+    pub(crate) fn close(&self) -> Vec<SendTask> {
         self.ended.store(true, Ordering::Relaxed);
         self.inbox.close()
     }

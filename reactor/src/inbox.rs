@@ -114,6 +114,11 @@ impl<T> Inbox<T> {
         queue.quit
     }
 
+    /// Loop only, when a burst is over: gives back what memory is not needed, but for so many tasks.
+    pub(crate) fn shrink_to(&self, capacity: usize) {
+        self.lock().tasks.shrink_to(capacity);
+    }
+
     /// Loop only, at its end: takes what is there and refuses what comes.
     pub(crate) fn close(&self) -> Vec<T> {
         let mut queue = self.lock();

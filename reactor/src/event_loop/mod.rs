@@ -20,13 +20,14 @@ use nix::sys::signal::Signal;
 
 pub use self::builder::EventLoopBuilder;
 use crate::channel::{Channels, Source};
-use crate::handle::{LoopHandle, PostError, Task};
+use crate::handle::{LoopHandle, PostError};
 use crate::isolation::PanicPolicy;
 use crate::metrics::{self, Counts, LoopMetrics};
 use crate::notifier::NotifierKind;
 use crate::poller::{Poller, PollerKind};
 use crate::signals::{self, SignalId, Signals};
 use crate::sys;
+use crate::sys::task::{SendTask, Task};
 use crate::timer::{Timer, TimerId, TimerQueue, nanos};
 use crate::token::Token;
 use crate::watch::Watch;
@@ -66,9 +67,9 @@ pub struct EventLoop {
     channels: Channels,
     timers: TimerQueue,
     /// Tasks in the order they were posted or deferred, from whichever thread.
-    tasks: RefCell<VecDeque<LocalTask>>,
+    tasks: RefCell<VecDeque<Task>>,
     /// Lent to the inbox, which swaps its tasks in.
-    incoming: RefCell<Vec<Task>>,
+    incoming: RefCell<Vec<SendTask>>,
     /// Sources that want to be called at the end of the turn.
     at_turn_end: RefCell<Vec<Token>>,
     /// User values that are out of use. Their `Drop` is user code, so it runs when nothing is
@@ -94,14 +95,12 @@ pub struct EventLoop {
     _thread: PhantomData<*const ()>,
 }
 
-type LocalTask = Box<dyn FnOnce(&EventLoop)>;
-
 /// A value that only waits to be dropped.
 #[expect(dead_code, reason = "held for their Drop")]
 enum Dead {
     Source(Rc<dyn Source>),
     Timer(Timer),
-    Task(LocalTask),
+    Task(Task),
     Signal(signals::Callback),
     Local(Rc<dyn Any>),
 }
@@ -163,7 +162,7 @@ impl EventLoop {
     /// While the loop ends there is no next turn: then the task is dropped, and a line at debug
     /// level says so.
     pub fn defer(&self, task: impl FnOnce(&EventLoop) + 'static) {
-        let task: LocalTask = Box::new(task);
+        let task = Task::new(task);
         if self.phase.get() == Phase::Ended {
             log::debug!("a task deferred to a loop that has ended is dropped");
             return;

@@ -28,6 +28,7 @@ use crate::handle::PostError;
 use crate::metrics;
 use crate::poller::{Event, Events, Ready};
 use crate::sys;
+use crate::sys::task::SendTask;
 use crate::timer::Timer;
 use crate::watch::Watch;
 
@@ -307,12 +308,25 @@ impl EventLoop {
     fn run_tasks(&self) {
         self.call_signal_handlers();
         self.collect_incoming();
-        let batch = self.tasks.borrow().len().min(MAX_TASKS);
-        self.run_some(batch);
+        let waiting = self.tasks.borrow().len();
+        self.run_some(waiting.min(MAX_TASKS));
+        self.forget_burst(waiting);
+    }
+
+    /// Gives the memory of a burst of tasks back when it is over: few of them were `waiting`, or there
+    /// are no more. While it lasts the memory would only be asked for again in the next turn.
+    fn forget_burst(&self, waiting: usize) {
         let mut tasks = self.tasks.borrow_mut();
-        // Tasks that come again each turn are no reason to keep the memory of a burst.
-        if tasks.len() < KEEP_CAPACITY {
+        // All tasks come through this queue, so the other two have never held more at once.
+        if tasks.capacity() <= KEEP_CAPACITY {
+            return;
+        }
+        let inbox = &self.handle.shared().inbox;
+        let few = waiting < tasks.capacity() / 4;
+        if few || (tasks.is_empty() && !inbox.is_pending()) {
             tasks.shrink_to(KEEP_CAPACITY);
+            self.incoming.borrow_mut().shrink_to(KEEP_CAPACITY);
+            inbox.shrink_to(KEEP_CAPACITY);
         }
     }
 
@@ -347,7 +361,7 @@ impl EventLoop {
             done.set(done.get() + 1);
             let task = self.tasks.borrow_mut().pop_front();
             let Some(task) = task else { return false };
-            task(self);
+            task.run(self);
             self.lap(|| "a task".to_owned());
             true
         };
@@ -389,9 +403,8 @@ impl EventLoop {
         if inbox.take(&mut incoming) {
             self.quit.set(true);
         }
-        self.tasks.borrow_mut().extend(incoming.drain(..).map(|task| task as super::LocalTask));
+        self.tasks.borrow_mut().extend(incoming.drain(..).map(SendTask::into_task));
         self.has_work.set(true);
-        incoming.shrink_to(KEEP_CAPACITY);
     }
 
     /// Sources that asked to be called at the end of the turn.
@@ -481,7 +494,7 @@ impl EventLoop {
         }
         // From here on posts are refused; what was accepted runs.
         let last = self.handle.shared().close();
-        self.tasks.borrow_mut().extend(last.into_iter().map(|task| task as super::LocalTask));
+        self.tasks.borrow_mut().extend(last.into_iter().map(SendTask::into_task));
         self.run_last_tasks();
         if self.handle.shared().is_forked() {
             // By one of them. What is left is the parent's.

@@ -23,6 +23,7 @@ pub(crate) mod poll;
 pub mod sendfile;
 pub(crate) mod signal;
 pub mod socket;
+pub(crate) mod task;
 
 use std::io;
 
