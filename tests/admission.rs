@@ -116,6 +116,16 @@ fn the_refused_cannot_hold_more_descriptors_than_allowed() {
 }
 
 #[test]
+fn the_refused_do_not_stay_by_sending() {
+    each_poller!().run(|| {
+        let running = echo(|server| server.max_connections(0).refuse_with(*b"no\n"));
+        let peer = running.connect();
+        assert_eq!(read_to_end(&peer).unwrap(), b"no\n");
+        eventually("nobody receives what it sends", || (&peer).write(b"x").is_err());
+    });
+}
+
+#[test]
 fn a_message_to_the_refused_that_is_too_long_is_an_error() {
     alone!().run(|| {
         let event_loop = EventLoop::new().unwrap();

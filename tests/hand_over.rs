@@ -178,6 +178,27 @@ fn the_successor_gets_the_listeners_and_nothing_else_does() {
     });
 }
 
+/// As in a program that was started with these descriptors open and has closed them since.
+#[test]
+fn the_numbers_that_the_successor_gets_may_be_free_here() {
+    alone!().run(|| {
+        proc::is_wanted();
+        let low = [(); 8].map(|()| std::fs::File::open("/dev/null").unwrap());
+        let servers = [serve(echo), serve(echo)];
+        drop(low);
+        let listeners = servers.each_ref().map(|running| &running.server);
+        let mut command = Command::new("readlink");
+        command.args(["/proc/self/fd/3", "/proc/self/fd/4"]).stdout(Stdio::piped());
+        let child = ServerHandle::hand_over(&listeners, command).unwrap();
+        let seen = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+        let expected = servers.each_ref().map(|running| listening_at(running.addr()));
+        assert_eq!(seen.lines().collect::<Vec<_>>(), expected);
+        let nothing = Command::new("/nonexistent/program");
+        let error = ServerHandle::hand_over(&listeners, nothing).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    });
+}
+
 #[test]
 fn a_program_that_cannot_be_started_is_an_error_and_changes_nothing() {
     alone!().run(|| {

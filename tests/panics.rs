@@ -215,6 +215,30 @@ fn b45_panics_in_every_on_close_keep_no_loop_from_ending() {
     });
 }
 
+#[test]
+fn b45_panics_while_factories_are_dropped_keep_no_server_from_stopping() {
+    alone!().expect_log("panicked: on purpose").run(|| {
+        for threads in [0, 2] {
+            let running = serve(move |event_loop| {
+                let server = TcpServer::bind(event_loop, "127.0.0.1:0")?.threads(threads);
+                server.serve_per_loop(|_| {
+                    let bomb = Bomb;
+                    move |_| {
+                        let _ = &bomb;
+                        handler_fn(|conn, input| conn.send_buffer(input))
+                    }
+                })
+            });
+            let peer = running.connect();
+            assert_echoes(&peer);
+            running.server.stop(Duration::ZERO);
+            eventually("the server has ended", || running.server.is_ended());
+            let on_the_base = if threads == 0 { 1 } else { 0 };
+            assert_eq!(panics(running.event_loop()), on_the_base);
+        }
+    });
+}
+
 /// The factory of the second thread cannot be made.
 fn serve_with_a_flawed_factory(server: Server<'_>) -> io::Result<ServerHandle> {
     server.serve_per_loop(|_loop| {

@@ -14,8 +14,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::program::{Program, binary};
-use common::{DEADLINE, Running, connect, eventually, pattern, read_n, read_to_end, serve, within};
-use ruduo::{EventLoop, LoopHandle, LoopPool, LoopThread, ServerHandle, Signal, TcpServer};
+use common::{
+    DEADLINE, Running, connect, eventually, pattern, read_n, read_to_end, serve, take_infos, within,
+};
+use ruduo::{EventLoop, LoopHandle, LoopPool, LoopThread, Server, ServerHandle, Signal, TcpServer};
 
 /// More than the kernel takes from a peer that does not read.
 const LARGE: usize = 50 * 1024 * 1024;
@@ -23,6 +25,8 @@ const LARGE: usize = 50 * 1024 * 1024;
 /// A loopback address of this file's own. A port that one of these tests gives up is thus not
 /// taken by the connections of tests that run beside it.
 const OWN_ADDRESS: &str = "127.0.0.77:0";
+
+const STOPPED: &str = "cut at the server's stop deadline";
 
 fn write(mut stream: &TcpStream, bytes: impl AsRef<[u8]>) {
     stream.write_all(bytes.as_ref()).unwrap();
@@ -42,11 +46,16 @@ type Callback = (String, LoopHandle);
 
 /// An echo that tells of `on_stopping`, which does nothing else, and of `on_close`.
 fn serve_stubborn(threads: usize) -> (Running, Receiver<Callback>) {
+    serve_stubborn_on(move |server| server.threads(threads))
+}
+
+fn serve_stubborn_on(
+    loops: impl FnOnce(Server<'_>) -> Server<'_> + Send + 'static,
+) -> (Running, Receiver<Callback>) {
     let (stopping, receive) = mpsc::channel();
     let close = stopping.clone();
     let running = serve(move |event_loop| {
-        TcpServer::bind(event_loop, OWN_ADDRESS)?
-            .threads(threads)
+        loops(TcpServer::bind(event_loop, OWN_ADDRESS)?)
             .on_message(|conn, input| conn.send_buffer(input))
             .on_stopping(move |conn| {
                 stopping.send(("stopping".to_owned(), conn.event_loop().handle())).unwrap();
@@ -109,7 +118,7 @@ fn what_is_left_at_the_deadline_is_cut() {
         let second = expect(&callbacks, "stopping");
         assert_ne!(first, second);
         for _ in 0..2 {
-            expect(&callbacks, "cut at the server's stop deadline");
+            expect(&callbacks, STOPPED);
         }
         assert!(start.elapsed() >= patience, "{:?}", start.elapsed());
         for peer in &peers {
@@ -149,7 +158,7 @@ fn of_two_deadlines_the_earlier_counts() {
             }
             // The handlers are told once.
             expect(&callbacks, "stopping");
-            expect(&callbacks, "cut at the server's stop deadline");
+            expect(&callbacks, STOPPED);
             running.server.wait().unwrap();
             // Once more is harmless.
             running.server.stop(Duration::ZERO);
@@ -207,6 +216,38 @@ fn wait_returns_when_connections_and_threads_are_gone() {
     });
 }
 
+/// Tells, when it is dropped, whether its server has ended.
+struct Observer {
+    server: ServerHandle,
+    tell: mpsc::Sender<bool>,
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        self.tell.send(self.server.is_ended()).unwrap();
+    }
+}
+
+#[test]
+fn a_server_has_not_ended_while_a_thread_of_its_own_has_not() {
+    each_poller!().run(|| {
+        let (running, callbacks) = serve_stubborn(1);
+        let peer = running.connect();
+        assert_echoes(&peer);
+        running.server.stop(Duration::MAX);
+        let (tell, told) = mpsc::channel();
+        let observer = Observer { server: running.server.clone(), tell };
+        // It goes with the thread's loop.
+        let arm = move |event_loop: &EventLoop| {
+            event_loop.run_after(Duration::MAX, move |_| drop(observer));
+        };
+        expect(&callbacks, "stopping").post(arm).unwrap();
+        drop(peer);
+        assert!(!within(&told), "it had ended before its thread");
+        running.server.wait().unwrap();
+    });
+}
+
 #[test]
 fn wait_on_a_thread_with_a_loop_is_an_error() {
     each_poller!().run(|| {
@@ -219,6 +260,10 @@ fn wait_on_a_thread_with_a_loop_is_an_error() {
 
         let _any_loop = EventLoop::new().unwrap();
         running.server.wait().unwrap_err();
+        // Nothing to wait for.
+        running.server.stop(Duration::ZERO);
+        eventually("the server has ended", || running.server.is_ended());
+        running.server.wait().unwrap();
     });
 }
 
@@ -474,23 +519,63 @@ fn a_server_on_the_threads_of_another_loop_ends_with_its_own() {
         })
         .unwrap();
         let pool = within(&receive);
-        let guest_pool = pool.clone();
-        let guest = serve(move |event_loop| {
-            TcpServer::bind(event_loop, OWN_ADDRESS)?
-                .pool(&guest_pool)
-                .on_message(|conn, input| conn.send_buffer(input))
-                .start()
-        });
-        let peers = [guest.connect(), guest.connect()];
-        peers.iter().for_each(assert_echoes);
-        guest.thread.join().unwrap();
-        for peer in &peers {
-            assert_eq!(read_to_end(peer).unwrap(), b"");
+        for stops_before in [false, true] {
+            let guest_pool = pool.clone();
+            let (guest, callbacks) = serve_stubborn_on(move |server| server.pool(&guest_pool));
+            let peers = [guest.connect(), guest.connect()];
+            peers.iter().for_each(assert_echoes);
+            let mut told = Vec::new();
+            if stops_before {
+                guest.server.stop(Duration::MAX);
+                told.extend([within(&callbacks).0, within(&callbacks).0]);
+                assert_eq!(told, ["stopping", "stopping"]);
+            }
+            guest.thread.join().unwrap();
+            guest.server.wait().unwrap();
+            for peer in &peers {
+                assert_eq!(read_to_end(peer).unwrap(), b"");
+            }
+            // Each handler is told once that it stops, and once of its end.
+            told.extend((told.len()..4).map(|_| within(&callbacks).0));
+            told.sort_unstable();
+            assert_eq!(told, [STOPPED, STOPPED, "stopping", "stopping"]);
+            eventually("all are closed", || guest.server.metrics().open == 0);
+            assert!(callbacks.try_recv().is_err());
         }
-        guest.server.wait().unwrap();
-        eventually("all are closed", || guest.server.metrics().open == 0);
         pool.join().unwrap();
         host.join().unwrap();
+    });
+}
+
+/// Of a server that was stopped, however its end came.
+#[test]
+fn one_line_in_the_log_tells_how_a_stop_has_ended() {
+    each_poller!().run(|| {
+        for (stops, loop_ends, lines) in [(true, false, 1), (true, true, 1), (false, true, 0)] {
+            for threads in [0, 2] {
+                let (running, callbacks) = serve_stubborn(threads);
+                let peer = running.connect();
+                assert_echoes(&peer);
+                if stops {
+                    running.server.stop(Duration::MAX);
+                    expect(&callbacks, "stopping");
+                }
+                if !loop_ends {
+                    drop(peer);
+                }
+                let Running { server, thread } = running;
+                if loop_ends {
+                    thread.handle().quit();
+                }
+                let report = server.wait().unwrap();
+                thread.join().unwrap();
+                let said = take_infos();
+                let ends = said.iter().filter(|line| line.contains("has ended"));
+                assert_eq!(ends.count(), lines, "{said:?}");
+                let line = format!("the server on {} has ended: {report}", server.local_addr());
+                assert!(lines == 0 || said[0].ends_with(&line), "{said:?}");
+            }
+        }
     });
 }
 
@@ -689,7 +774,7 @@ fn the_deadline_counts_from_the_call() {
         eventually("the deadline passes", || start.elapsed() > deadline);
         release.send(()).unwrap();
         assert_eq!(within(&callbacks).0, "stopping");
-        assert_eq!(within(&callbacks).0, "cut at the server's stop deadline");
+        assert_eq!(within(&callbacks).0, STOPPED);
         assert!(told.try_recv().is_err(), "a timer of a second came first");
         within(&told);
     });

@@ -266,16 +266,21 @@ pub fn within<T>(receiver: &Receiver<T>) -> T {
 }
 
 static LOGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static INFOS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 struct Recorder;
 
 impl log::Log for Recorder {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.level() <= log::Level::Warn
+        metadata.level() <= log::Level::Info
     }
     fn log(&self, record: &log::Record<'_>) {
         if self.enabled(record.metadata()) {
             let line = format!("{} {}: {}", record.level(), record.target(), record.args());
+            if record.level() == log::Level::Info {
+                INFOS.lock().unwrap().push(line);
+                return;
+            }
             eprintln!("{line}");
             LOGS.lock().unwrap().push(line);
         }
@@ -293,6 +298,11 @@ pub fn install_logger() {
 /// The lines at warn or above so far.
 pub fn logs() -> Vec<String> {
     LOGS.lock().unwrap().clone()
+}
+
+/// The lines at info since the last call.
+pub fn take_infos() -> Vec<String> {
+    std::mem::take(&mut *INFOS.lock().unwrap())
 }
 
 /// The lines at warn or above since the last call.
