@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ruduo_reactor::EventLoop;
 
 use crate::connection::MAX_OFFER;
+use crate::end::Continuation;
 use crate::lender::Lender;
 use crate::limits::Limits;
 use crate::metrics::Counters;
@@ -30,7 +31,6 @@ pub(crate) struct Context {
 }
 
 type OnClosed = dyn Fn(&EventLoop, &Address);
-type Continuation = Box<dyn FnOnce(&EventLoop)>;
 
 impl Context {
     pub(crate) fn new(

@@ -15,6 +15,7 @@ mod client;
 mod codec;
 mod connection;
 mod context;
+mod end;
 mod handler;
 mod lender;
 mod limits;

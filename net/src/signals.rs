@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use ruduo_reactor::{EventLoop, LoopHandle, Signal};
 
+use crate::end::Continuation;
+
 /// What can be stopped by a signal: a server of connections or datagrams, a client.
 pub(crate) trait Stops {
     /// The loop it was started on.
     fn base(&self) -> &LoopHandle;
     fn begin_stop(&self, deadline: Duration);
     /// On the base loop: calls `f` when it has ended; at once if it has already.
-    fn when_done(&self, event_loop: &EventLoop, f: Box<dyn FnOnce(&EventLoop)>);
+    fn when_done(&self, event_loop: &EventLoop, f: Continuation);
 }
 
 /// The servers and clients that a loop stops when a signal comes; its `local` value.

@@ -27,6 +27,7 @@ use super::race::{self, Outcome, Race, STAGGER};
 use super::{Settings, resolver, retry};
 use crate::connection::endpoint::Endpoint;
 use crate::context::Context;
+use crate::end::Continuation;
 use crate::registry::Resident;
 use crate::transport::{self, Plain};
 use crate::{Address, Addresses, CloseReason, Connection, ConnectionHandle, Handler};
@@ -129,7 +130,6 @@ struct Worker {
     when_done: RefCell<Vec<Continuation>>,
 }
 
-type Continuation = Box<dyn FnOnce(&EventLoop)>;
 type Open = dyn Fn(&EventLoop, OwnedFd, Address) -> io::Result<()>;
 
 enum Phase {
@@ -386,7 +386,7 @@ impl Worker {
         let worker = clients.clients.borrow_mut().remove(&self.shared.id);
         // Its closures are the user's; the loop drops them when nothing is borrowed.
         event_loop.defer(move |_| drop(worker));
-        self.shared.set_ended();
+        self.shared.end.announce();
         for f in self.when_done.take() {
             event_loop.defer(f);
         }
@@ -427,7 +427,7 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.shared.set_connection(None);
-        self.shared.set_ended();
+        self.shared.end.announce();
     }
 }
 

@@ -4,13 +4,14 @@ use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ruduo_reactor::{EventLoop, LoopHandle};
 
 use super::connecting;
 use crate::ConnectionHandle;
+use crate::end::{self, Continuation, End};
 use crate::signals::{self, Stops};
 
 /// Reaches a client from any thread. Cheap to clone; dropping it changes nothing.
@@ -28,14 +29,8 @@ pub(super) struct Shared {
     pub(super) attempts: AtomicU64,
     pub(super) failures: AtomicU64,
     pub(super) connections: AtomicU64,
-    now: Mutex<Now>,
-    end: Condvar,
-}
-
-#[derive(Default)]
-struct Now {
-    connection: Option<ConnectionHandle>,
-    ended: bool,
+    connection: Mutex<Option<ConnectionHandle>>,
+    pub(super) end: End,
 }
 
 impl Shared {
@@ -48,8 +43,8 @@ impl Shared {
             attempts: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             connections: AtomicU64::new(0),
-            now: Mutex::default(),
-            end: Condvar::new(),
+            connection: Mutex::default(),
+            end: End::default(),
         }
     }
 
@@ -59,22 +54,17 @@ impl Shared {
 
     /// Whether an answer to that attempt is of any use.
     pub(super) fn awaits(&self, attempt: u64) -> bool {
-        let ended = self.now.lock().unwrap_or_else(PoisonError::into_inner).ended;
-        !ended && !self.is_stopping() && attempt == self.attempts.load(Ordering::Relaxed)
+        !self.end.has_come()
+            && !self.is_stopping()
+            && attempt == self.attempts.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_connection(&self, connection: Option<ConnectionHandle>) {
         // What was there is dropped outside of the lock.
         let _before = {
-            let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut now.connection, connection)
+            let mut now = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *now, connection)
         };
-    }
-
-    /// The client has ended: wakes all who wait for it.
-    pub(super) fn set_ended(&self) {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
-        self.end.notify_all();
     }
 }
 
@@ -82,7 +72,7 @@ impl ClientHandle {
     /// The connection, while there is one.
     #[must_use]
     pub fn connection(&self) -> Option<ConnectionHandle> {
-        self.shared.now.lock().unwrap_or_else(PoisonError::into_inner).connection.clone()
+        self.shared.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Stops the client, in whatever state it is. Attempts are given up, and nobody is told of
@@ -94,9 +84,7 @@ impl ClientHandle {
     /// Never blocks; from any thread and any callback. The event loop goes on.
     pub fn stop(&self, deadline: Duration) {
         self.shared.stopping.store(true, Ordering::Relaxed);
-        let (id, now) = (self.shared.id, Instant::now());
-        // Centuries are as good as never.
-        let deadline = now.checked_add(deadline).unwrap_or(now + Duration::from_secs(1 << 31));
+        let (id, deadline) = (self.shared.id, end::deadline(deadline));
         // A loop that has ended has ended its clients.
         let _ = self.shared.event_loop.post(move |event_loop| {
             connecting::stop(event_loop, id, deadline);
@@ -109,23 +97,13 @@ impl ClientHandle {
     /// # Errors
     /// On a thread that has an event loop, which would wait for itself.
     pub fn wait(&self) -> io::Result<()> {
-        if !self.is_ended() && EventLoop::exists_on_this_thread() {
-            return Err(io::Error::other(
-                "waiting for a client's end on a thread with an event loop: the loop would stand \
-                 still; wait on another thread",
-            ));
-        }
-        let mut now = self.shared.now.lock().unwrap_or_else(PoisonError::into_inner);
-        while !now.ended {
-            now = self.shared.end.wait(now).unwrap_or_else(PoisonError::into_inner);
-        }
-        Ok(())
+        self.shared.end.wait("a client")
     }
 
     /// Whether the client has ended.
     #[must_use]
     pub fn is_ended(&self) -> bool {
-        self.shared.now.lock().unwrap_or_else(PoisonError::into_inner).ended
+        self.shared.end.has_come()
     }
 
     /// Attempts to connect that have begun.
@@ -171,7 +149,7 @@ impl Stops for ClientHandle {
         self.stop(deadline);
     }
 
-    fn when_done(&self, event_loop: &EventLoop, f: Box<dyn FnOnce(&EventLoop)>) {
+    fn when_done(&self, event_loop: &EventLoop, f: Continuation) {
         connecting::when_done(event_loop, self.shared.id, f);
     }
 }

@@ -4,14 +4,15 @@ use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use ruduo_reactor::{EventLoop, LoopHandle};
 
 use super::admission::{Admission, Bounds};
 use super::serving;
 use crate::Address;
+use crate::end::{self, Continuation, End};
 use crate::listener::Listener;
 use crate::metrics::{Counters, ServerMetrics, StopReport, read};
 use crate::signals::{self, Stops};
@@ -58,8 +59,7 @@ pub(super) struct Shared {
     pub(super) accept_pauses: AtomicU64,
     /// One for each loop.
     pub(super) counters: Vec<Arc<Counters>>,
-    ended: Mutex<bool>,
-    end: Condvar,
+    pub(super) end: End,
 }
 
 impl Shared {
@@ -81,8 +81,7 @@ impl Shared {
             lost: AtomicU64::new(0),
             accept_pauses: AtomicU64::new(0),
             counters,
-            ended: Mutex::new(false),
-            end: Condvar::new(),
+            end: End::default(),
         }
     }
 
@@ -111,17 +110,7 @@ impl Shared {
         }
         report
     }
-
-    /// The server has ended: wakes all who wait for it. False if it had before.
-    pub(super) fn set_ended(&self) -> bool {
-        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        self.end.notify_all();
-        !std::mem::replace(&mut *ended, true)
-    }
 }
-
-/// Later than anybody waits for.
-const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 impl ServerHandle {
     /// Where the server listens: the real port, also after binding port 0.
@@ -137,10 +126,7 @@ impl ServerHandle {
     /// Never blocks; from any thread and any callback. Stopping again sets one more deadline, of
     /// which the earliest counts: `Duration::ZERO` cuts now. The event loop goes on.
     pub fn stop(&self, deadline: Duration) {
-        let id = self.shared.id;
-        // From now on, and not from when a busy loop hears of it.
-        let now = Instant::now();
-        let deadline = now.checked_add(deadline).unwrap_or_else(|| now + CENTURY);
+        let (id, deadline) = (self.shared.id, end::deadline(deadline));
         // A loop that has ended has ended its servers.
         let _ = self.shared.base.post(move |event_loop| serving::stop(event_loop, id, deadline));
     }
@@ -152,24 +138,14 @@ impl ServerHandle {
     /// # Errors
     /// On a thread that has an event loop, which would wait for itself.
     pub fn wait(&self) -> io::Result<StopReport> {
-        if !self.is_ended() && EventLoop::exists_on_this_thread() {
-            return Err(io::Error::other(
-                "waiting for a server's end on a thread with an event loop: the loop would stand \
-                 still; wait on another thread",
-            ));
-        }
-        let mut ended = self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        while !*ended {
-            ended = self.shared.end.wait(ended).unwrap_or_else(PoisonError::into_inner);
-        }
-        drop(ended);
+        self.shared.end.wait("a server")?;
         Ok(self.shared.stop_report())
     }
 
     /// Whether the server has ended.
     #[must_use]
     pub fn is_ended(&self) -> bool {
-        *self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.end.has_come()
     }
 
     /// What it has done so far. Reading it changes nothing.
@@ -203,7 +179,7 @@ impl Stops for ServerHandle {
         self.stop(deadline);
     }
 
-    fn when_done(&self, event_loop: &EventLoop, f: Box<dyn FnOnce(&EventLoop)>) {
+    fn when_done(&self, event_loop: &EventLoop, f: Continuation) {
         serving::when_done(event_loop, self.shared.id, f);
     }
 }

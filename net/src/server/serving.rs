@@ -30,6 +30,7 @@ use crate::acceptor::{Acceptance, Acceptor};
 use crate::connection::CloseReason;
 use crate::connection::endpoint::Endpoint;
 use crate::context::Context;
+use crate::end::Continuation;
 use crate::limits::Limits;
 use crate::listener::Listener;
 use crate::loops::install_on;
@@ -142,9 +143,9 @@ pub(super) fn stop(event_loop: &EventLoop, id: u64, deadline: Instant) {
 }
 
 /// On the base loop: calls `f` when the server `id` has ended; at once if it has already.
-pub(super) fn when_done(event_loop: &EventLoop, id: u64, f: impl FnOnce(&EventLoop) + 'static) {
+pub(super) fn when_done(event_loop: &EventLoop, id: u64, f: Continuation) {
     match event_loop.local::<Servers>().base(id) {
-        Some(base) => base.when_done.borrow_mut().push(Box::new(f)),
+        Some(base) => base.when_done.borrow_mut().push(f),
         None => f(event_loop),
     }
 }
@@ -282,8 +283,6 @@ struct Base {
     when_done: RefCell<Vec<Continuation>>,
 }
 
-type Continuation = Box<dyn FnOnce(&EventLoop)>;
-
 /// However a server ends, also with its loop: nobody waits for it for ever.
 impl Drop for Base {
     fn drop(&mut self) {
@@ -345,7 +344,7 @@ impl Base {
 
     fn end(&self) {
         self.give_up_pool();
-        if self.shared.set_ended() && self.stopping.get() {
+        if self.shared.end.announce() && self.stopping.get() {
             let report = self.shared.stop_report();
             log::info!("the server on {} has ended: {report}", self.shared.local_addr);
         }

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ruduo_reactor::{EventLoop, LoopHandle};
 
@@ -13,6 +13,7 @@ use super::core::Sockets;
 use super::metrics::{Counters, UdpMetrics};
 use super::serving;
 use super::socket::UdpSocket;
+use crate::end::{self, Continuation, End};
 use crate::signals::{self, Stops};
 use crate::{Address, SendError};
 
@@ -211,8 +212,7 @@ pub(super) struct Shared {
     pub(super) base: LoopHandle,
     counters: Vec<Arc<Counters>>,
     pub(super) open: AtomicUsize,
-    ended: Mutex<bool>,
-    end: Condvar,
+    pub(super) end: End,
 }
 
 impl Shared {
@@ -222,19 +222,12 @@ impl Shared {
         base: LoopHandle,
         counters: Vec<Arc<Counters>>,
     ) -> Shared {
-        let (open, ended) = (AtomicUsize::new(counters.len()), Mutex::new(false));
-        Shared { id, local_addr, base, counters, open, ended, end: Condvar::new() }
+        let open = AtomicUsize::new(counters.len());
+        Shared { id, local_addr, base, counters, open, end: End::default() }
     }
 
     pub(super) fn local_addr(&self) -> &Address {
         &self.local_addr
-    }
-
-    /// All have ended: wakes those who wait for it. False if they had before.
-    pub(super) fn set_ended(&self) -> bool {
-        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        self.end.notify_all();
-        !std::mem::replace(&mut *ended, true)
     }
 
     pub(super) fn metrics(&self) -> UdpMetrics {
@@ -276,9 +269,7 @@ impl UdpHandle {
     /// Never blocks; from any thread and any callback. Stopping again sets one more deadline, of
     /// which the earliest counts. The event loop goes on.
     pub fn stop(&self, deadline: Duration) {
-        let now = Instant::now();
-        // Centuries are as good as never.
-        let deadline = now.checked_add(deadline).unwrap_or(now + Duration::from_secs(1 << 31));
+        let deadline = end::deadline(deadline);
         for socket in &*self.sockets {
             let id = socket.posted.id;
             // A loop that has ended has ended its sockets.
@@ -293,23 +284,13 @@ impl UdpHandle {
     /// # Errors
     /// On a thread that has an event loop, which would wait for itself.
     pub fn wait(&self) -> io::Result<()> {
-        if !self.is_ended() && EventLoop::exists_on_this_thread() {
-            return Err(io::Error::other(
-                "waiting for the end of datagram sockets on a thread with an event loop: the loop \
-                 would stand still; wait on another thread",
-            ));
-        }
-        let mut ended = self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        while !*ended {
-            ended = self.shared.end.wait(ended).unwrap_or_else(PoisonError::into_inner);
-        }
-        Ok(())
+        self.shared.end.wait("datagram sockets")
     }
 
     /// Whether all sockets have ended.
     #[must_use]
     pub fn is_ended(&self) -> bool {
-        *self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.end.has_come()
     }
 
     /// What they have done so far. Reading it changes nothing.
@@ -340,7 +321,7 @@ impl Stops for UdpHandle {
         self.stop(deadline);
     }
 
-    fn when_done(&self, event_loop: &EventLoop, f: Box<dyn FnOnce(&EventLoop)>) {
+    fn when_done(&self, event_loop: &EventLoop, f: Continuation) {
         serving::when_done(event_loop, self.shared.id, f);
     }
 }

@@ -23,6 +23,7 @@ use super::handle::{Posted, Shared, UdpHandle, UdpSocketHandle};
 use super::metrics::Counters;
 use super::options::{Bound, Options};
 use super::{Settings, UdpSocket};
+use crate::end::Continuation;
 use crate::loops::{Loops, install_on};
 
 /// Those that were started on one loop; its `local` value.
@@ -151,8 +152,6 @@ struct Base {
     when_done: RefCell<Vec<Continuation>>,
 }
 
-type Continuation = Box<dyn FnOnce(&EventLoop)>;
-
 /// However they end, also with the loop: nobody waits for it for ever.
 impl Drop for Base {
     fn drop(&mut self) {
@@ -161,7 +160,7 @@ impl Drop for Base {
         for socket in &self.sockets {
             let _ = socket.post(|socket: &UdpSocket<'_>| socket.close());
         }
-        self.shared.set_ended();
+        self.shared.end.announce();
     }
 }
 
@@ -174,7 +173,7 @@ impl Base {
         // Own threads have nothing left to do, so waiting for them is short.
         drop(self.pool.take());
         event_loop.local::<Bases>().bases.borrow_mut().remove(&self.shared.id);
-        if self.shared.set_ended() {
+        if self.shared.end.announce() {
             log::info!(
                 "datagrams on {} have ended: {}",
                 self.shared.local_addr(),
