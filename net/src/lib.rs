@@ -10,6 +10,7 @@
 mod acceptor;
 mod address;
 mod buffer;
+mod by_id;
 pub mod callbacks;
 mod client;
 mod codec;

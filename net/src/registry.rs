@@ -8,12 +8,12 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use ruduo_reactor::EventLoop;
 use slab::Slab;
 
 use crate::Connection;
+use crate::by_id::next_id;
 use crate::connection::core::Core;
 
 /// Names a connection for as long as the process runs; never used again.
@@ -22,8 +22,7 @@ pub struct ConnectionId(u64);
 
 impl ConnectionId {
     pub(crate) fn next() -> ConnectionId {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        ConnectionId(NEXT.fetch_add(1, Ordering::Relaxed))
+        ConnectionId(next_id())
     }
 }
 

@@ -11,7 +11,6 @@
 //! What goes on while it is connecting is in [`race`].
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -25,6 +24,7 @@ use super::failure::{ConnectError, ConnectFailure};
 use super::handle::{ClientHandle, Shared};
 use super::race::{self, Outcome, Race, STAGGER};
 use super::{Settings, resolver, retry};
+use crate::by_id::ById;
 use crate::connection::endpoint::Endpoint;
 use crate::context::Context;
 use crate::end::Continuation;
@@ -33,16 +33,7 @@ use crate::transport::{self, Plain};
 use crate::{Address, Addresses, CloseReason, Connection, ConnectionHandle, Handler};
 
 /// The clients of one loop; its `local` value.
-#[derive(Default)]
-struct Clients {
-    clients: RefCell<HashMap<u64, Rc<Worker>>>,
-}
-
-impl Clients {
-    fn get(&self, id: u64) -> Option<Rc<Worker>> {
-        self.clients.borrow().get(&id).cloned()
-    }
-}
+type Clients = ById<Worker>;
 
 /// Calls `f` with the client `id` of this loop, if it still works.
 fn with(event_loop: &EventLoop, id: u64, f: impl FnOnce(&Worker)) {
@@ -94,7 +85,7 @@ where
         failures: Cell::new(0),
         when_done: RefCell::default(),
     };
-    event_loop.local::<Clients>().clients.borrow_mut().insert(id, Rc::new(worker));
+    event_loop.local::<Clients>().insert(id, Rc::new(worker));
     // Not at once, for this may be called inside a callback, and a failure calls another one.
     event_loop.defer(move |event_loop| with(event_loop, id, |worker| worker.begin(event_loop)));
     Ok(ClientHandle { shared })
@@ -382,8 +373,7 @@ impl Worker {
     fn end(&self, event_loop: &EventLoop) {
         self.give_up(event_loop);
         self.phase.replace(Phase::Ended);
-        let clients = event_loop.local::<Clients>();
-        let worker = clients.clients.borrow_mut().remove(&self.shared.id);
+        let worker = event_loop.local::<Clients>().remove(self.shared.id);
         // Its closures are the user's; the loop drops them when nothing is borrowed.
         event_loop.defer(move |_| drop(worker));
         self.shared.end.announce();

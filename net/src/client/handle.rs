@@ -11,6 +11,7 @@ use ruduo_reactor::{EventLoop, LoopHandle};
 
 use super::connecting;
 use crate::ConnectionHandle;
+use crate::by_id::next_id;
 use crate::end::{self, Continuation, End};
 use crate::signals::{self, Stops};
 
@@ -35,9 +36,8 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(event_loop: LoopHandle) -> Shared {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         Shared {
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            id: next_id(),
             event_loop,
             stopping: AtomicBool::new(false),
             attempts: AtomicU64::new(0),

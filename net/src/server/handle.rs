@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use ruduo_reactor::{EventLoop, LoopHandle};
 use super::admission::{Admission, Bounds};
 use super::serving;
 use crate::Address;
+use crate::by_id::next_id;
 use crate::end::{self, Continuation, End};
 use crate::listener::Listener;
 use crate::metrics::{Counters, ServerMetrics, StopReport, read};
@@ -69,9 +70,8 @@ impl Shared {
         counters: Vec<Arc<Counters>>,
         bounds: Bounds,
     ) -> Shared {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         Shared {
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            id: next_id(),
             local_addr: listeners[0].address().clone(),
             listeners: listeners.iter().map(Arc::downgrade).collect(),
             base,

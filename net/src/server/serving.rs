@@ -13,7 +13,6 @@
 //! way, and gives the count back if it never arrives.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -27,6 +26,7 @@ use super::Settings;
 use super::admission::{Farewell, Refusal};
 use super::handle::{ServerHandle, Shared};
 use crate::acceptor::{Acceptance, Acceptor};
+use crate::by_id::ById;
 use crate::connection::CloseReason;
 use crate::connection::endpoint::Endpoint;
 use crate::context::Context;
@@ -42,19 +42,9 @@ use crate::{Address, Connection, Handler};
 #[derive(Default)]
 struct Servers {
     /// Those that were started on this loop.
-    bases: RefCell<BTreeMap<u64, Rc<Base>>>,
+    bases: ById<Base>,
     /// Those with connections on this loop.
-    serving: RefCell<BTreeMap<u64, Rc<dyn Serve>>>,
-}
-
-impl Servers {
-    fn base(&self, id: u64) -> Option<Rc<Base>> {
-        self.bases.borrow().get(&id).cloned()
-    }
-
-    fn serving(&self, id: u64) -> Option<Rc<dyn Serve>> {
-        self.serving.borrow().get(&id).cloned()
-    }
+    serving: ById<dyn Serve>,
 }
 
 /// What a loop gets when it begins to serve.
@@ -125,7 +115,7 @@ where
         })?;
         base.acceptor.set(Some(acceptor));
     }
-    event_loop.local::<Servers>().bases.borrow_mut().insert(shared.id, base);
+    event_loop.local::<Servers>().bases.insert(shared.id, base);
     log::debug!(
         "serving {} on {} loops, each with an acceptor: {per_loop_acceptors}; {}; {limits:?}",
         shared.local_addr,
@@ -137,14 +127,14 @@ where
 
 /// On the base loop: stops the server `id`, if it still runs.
 pub(super) fn stop(event_loop: &EventLoop, id: u64, deadline: Instant) {
-    if let Some(base) = event_loop.local::<Servers>().base(id) {
+    if let Some(base) = event_loop.local::<Servers>().bases.get(id) {
         base.stop(event_loop, deadline);
     }
 }
 
 /// On the base loop: calls `f` when the server `id` has ended; at once if it has already.
 pub(super) fn when_done(event_loop: &EventLoop, id: u64, f: Continuation) {
-    match event_loop.local::<Servers>().base(id) {
+    match event_loop.local::<Servers>().bases.get(id) {
         Some(base) => base.when_done.borrow_mut().push(f),
         None => f(event_loop),
     }
@@ -255,7 +245,7 @@ impl Acceptance for Entrance {
 
 /// On the chosen loop: makes the connection.
 fn adopt(event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: Address) {
-    if let Some(server) = event_loop.local::<Servers>().serving(ticket.shared.id) {
+    if let Some(server) = event_loop.local::<Servers>().serving.get(ticket.shared.id) {
         server.adopt(event_loop, ticket, socket, peer);
     } else {
         if ticket.shared.lost.load(Ordering::Relaxed) == 0 {
@@ -291,7 +281,7 @@ impl Drop for Base {
         let (id, first) = (self.shared.id, !self.stopping.get());
         for handle in &self.loops {
             let _ = handle.post(move |event_loop| {
-                if let Some(server) = event_loop.local::<Servers>().serving(id) {
+                if let Some(server) = event_loop.local::<Servers>().serving.get(id) {
                     server.stop(event_loop, Instant::now(), first);
                 }
             });
@@ -313,7 +303,7 @@ impl Base {
         for handle in &self.loops {
             let (id, base) = (self.shared.id, self.shared.base.clone());
             let stop_there =
-                move |event_loop: &EventLoop| match event_loop.local::<Servers>().serving(id) {
+                move |event_loop: &EventLoop| match event_loop.local::<Servers>().serving.get(id) {
                     Some(server) => server.stop(event_loop, deadline, first),
                     None if first => report(&base, id),
                     None => {}
@@ -330,7 +320,7 @@ impl Base {
         if self.reports_due.get() > 0 {
             return;
         }
-        event_loop.local::<Servers>().bases.borrow_mut().remove(&self.shared.id);
+        event_loop.local::<Servers>().bases.remove(self.shared.id);
         self.end();
         for f in self.when_done.take() {
             event_loop.defer(f);
@@ -355,7 +345,7 @@ impl Base {
 fn report(base: &LoopHandle, id: u64) {
     // If the base loop has ended, so has the server.
     let _ = base.post(move |event_loop| {
-        if let Some(base) = event_loop.local::<Servers>().base(id) {
+        if let Some(base) = event_loop.local::<Servers>().bases.get(id) {
             base.reported(event_loop);
         }
     });
@@ -404,7 +394,7 @@ where
             acceptor.set(Some(Acceptor::start(event_loop, listener, entrance)?));
         }
         let server = LoopServer { shared: shared.clone(), context, factory, acceptor };
-        event_loop.local::<Servers>().serving.borrow_mut().insert(shared.id, Rc::new(server));
+        event_loop.local::<Servers>().serving.insert(shared.id, Rc::new(server));
         Ok(())
     }
 }
@@ -428,7 +418,7 @@ where
     fn stop(&self, event_loop: &EventLoop, deadline: Instant, first: bool) {
         let (context, id) = (&self.context, self.shared.id);
         event_loop.run_at(deadline, move |event_loop| {
-            if let Some(server) = event_loop.local::<Servers>().serving(id) {
+            if let Some(server) = event_loop.local::<Servers>().serving.get(id) {
                 server.cut(event_loop);
             }
         });
@@ -444,8 +434,7 @@ where
         }
         let base = self.shared.base.clone();
         context.when_empty(event_loop, move |event_loop| {
-            let servers = event_loop.local::<Servers>();
-            let server = servers.serving.borrow_mut().remove(&id);
+            let server = event_loop.local::<Servers>().serving.remove(id);
             // Its factory is the user's; the loop drops it when nothing is borrowed.
             event_loop.defer(move |_| drop(server));
             report(&base, id);

@@ -2,7 +2,6 @@
 //! reach.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::rc::Rc;
@@ -20,6 +19,7 @@ use super::queue::{Queue, Store};
 use super::serving::Presence;
 use super::{Settings, UdpSocket};
 use crate::Address;
+use crate::by_id::ById;
 use crate::metrics;
 
 pub(super) struct Core {
@@ -304,10 +304,7 @@ impl Lendings {
 }
 
 /// The datagram sockets of a loop, found by what is not their own event; a `local` value of it.
-#[derive(Default)]
-pub(super) struct Sockets {
-    sockets: RefCell<HashMap<u64, Rc<dyn Resident>>>,
-}
+pub(super) type Sockets = ById<dyn Resident>;
 
 /// A socket, whatever its handler.
 pub(super) trait Resident {
@@ -316,19 +313,4 @@ pub(super) trait Resident {
     fn call(&self, event_loop: &EventLoop, f: Box<dyn FnOnce(&UdpSocket<'_>) + Send>);
     /// A timer says that it is time to go on.
     fn wake(&self, event_loop: &EventLoop);
-}
-
-impl Sockets {
-    pub(super) fn insert(&self, resident: Rc<dyn Resident>) {
-        self.sockets.borrow_mut().insert(resident.core().id, resident);
-    }
-
-    /// The caller drops what it gets when nothing is borrowed.
-    pub(super) fn remove(&self, id: u64) -> Option<Rc<dyn Resident>> {
-        self.sockets.borrow_mut().remove(&id)
-    }
-
-    pub(super) fn get(&self, id: u64) -> Option<Rc<dyn Resident>> {
-        self.sockets.borrow().get(&id).cloned()
-    }
 }

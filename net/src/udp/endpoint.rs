@@ -60,7 +60,7 @@ impl<H: UdpHandler> Endpoint<H> {
         let endpoint = Rc::new(Endpoint { core, handler: RefCell::new(handler) });
         let token = event_loop.register(Channel::from_source(endpoint.clone(), Interest::NONE))?;
         endpoint.core.token.set(token);
-        event_loop.local::<Sockets>().insert(endpoint.clone());
+        event_loop.local::<Sockets>().insert(endpoint.core.id, endpoint.clone());
         event_loop.defer(move |event_loop| endpoint.settle(event_loop));
         Ok(())
     }

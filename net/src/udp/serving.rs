@@ -7,10 +7,9 @@
 //! ```
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -23,25 +22,12 @@ use super::handle::{Posted, Shared, UdpHandle, UdpSocketHandle};
 use super::metrics::Counters;
 use super::options::{Bound, Options};
 use super::{Settings, UdpSocket};
+use crate::by_id::{ById, next_id};
 use crate::end::Continuation;
 use crate::loops::{Loops, install_on};
 
 /// Those that were started on one loop; its `local` value.
-#[derive(Default)]
-struct Bases {
-    bases: RefCell<HashMap<u64, Rc<Base>>>,
-}
-
-impl Bases {
-    fn get(&self, id: u64) -> Option<Rc<Base>> {
-        self.bases.borrow().get(&id).cloned()
-    }
-}
-
-fn next_id() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    NEXT.fetch_add(1, Ordering::Relaxed)
-}
+type Bases = ById<Base>;
 
 /// What a loop gets.
 struct Part {
@@ -106,7 +92,7 @@ where
     if loops.pool.is_some() {
         install_on(event_loop, pool.loops(), &install).map_err(context)?;
     }
-    event_loop.local::<Bases>().bases.borrow_mut().insert(id, base);
+    event_loop.local::<Bases>().insert(id, base);
     log::debug!("datagrams on {} on {} loops", shared.local_addr(), sockets.len());
     Ok(UdpHandle::new(shared, sockets))
 }
@@ -172,7 +158,7 @@ impl Base {
         }
         // Own threads have nothing left to do, so waiting for them is short.
         drop(self.pool.take());
-        event_loop.local::<Bases>().bases.borrow_mut().remove(&self.shared.id);
+        event_loop.local::<Bases>().remove(self.shared.id);
         if self.shared.end.announce() {
             log::info!(
                 "datagrams on {} have ended: {}",
