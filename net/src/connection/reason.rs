@@ -25,8 +25,9 @@ pub enum CloseReason {
         left: usize,
     },
     /// The program refused what the peer sent
-    /// ([`Connection::reject`](crate::Connection::reject)), or a codec did. Output is
-    /// sent nevertheless, as by `shutdown`; if that fails, this remains the reason. The offset counts from the first byte of the stream.
+    /// ([`Connection::reject`](crate::Connection::reject)), or a codec did. Output is sent
+    /// nevertheless, as by `shutdown`; if that fails, this remains the reason. The offset counts
+    /// from the first byte of the stream.
     Rejected(DecodeError),
     /// The program called `close`. Output not yet sent was dropped.
     Closed,

@@ -38,10 +38,10 @@ impl ServerHandle {
     /// [`TcpServer::from_listener`]: crate::TcpServer::from_listener
     ///
     /// # Errors
-    /// `InvalidInput` for no servers; `NotConnected` if one of them listens no more; `Unsupported` for one with an
-    /// [`acceptor_per_loop`](crate::TcpListenerBuilder::acceptor_per_loop), for what waits in the
-    /// queues of sockets that the successor does not accept from would be lost; otherwise what kept
-    /// the program from being started.
+    /// `InvalidInput` for no servers; `NotConnected` if one of them listens no more; `Unsupported`
+    /// for one with an [`acceptor_per_loop`](crate::TcpListenerBuilder::acceptor_per_loop), for what
+    /// waits in the queues of sockets that the successor does not accept from would be lost;
+    /// otherwise what kept the program from being started.
     pub fn hand_over(servers: &[&ServerHandle], mut command: Command) -> io::Result<Child> {
         if servers.is_empty() {
             return Err(io::Error::new(

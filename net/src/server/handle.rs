@@ -159,8 +159,8 @@ impl ServerHandle {
 impl ServerHandle {
     /// On SIGINT or SIGTERM: stops this server gracefully, with `deadline`, and when it has ended
     /// makes its loop quit, so that [`EventLoop::run`] returns. With several servers on the loop,
-    /// call it for each; the loop quits after the last. A second signal makes it quit at once. A line in
-    /// the log, at info level, says how many connections were drained and how many cut.
+    /// call it for each; the loop quits after the last. A second signal makes it quit at once. A
+    /// line in the log, at info level, says how many connections were drained and how many cut.
     ///
     /// # Errors
     /// If `event_loop` is not the one this server was started on, or another loop of the process

@@ -27,10 +27,10 @@ use crate::{Connection, Handler};
 
 /// A server, as it is being described.
 ///
-/// [`TcpServer::bind`] and [`UnixServer::bind`] make one that listens. Say what it does in one of two ways: closures
-/// without state of their own, then [`start`](Server::start); or a [`Handler`] made for each
-/// connection, by [`serve`](Server::serve). Both give the server to the loop and return a
-/// [`ServerHandle`], which may be dropped.
+/// [`TcpServer::bind`] and [`UnixServer::bind`] make one that listens. Say what it does in one of
+/// two ways: closures without state of their own, then [`start`](Server::start); or a [`Handler`]
+/// made for each connection, by [`serve`](Server::serve). Both give the server to the loop and
+/// return a [`ServerHandle`], which may be dropped.
 ///
 /// ```no_run
 /// use ruduo_net::TcpServer;
