@@ -172,7 +172,7 @@ fn b62_a_handler_is_told_once_that_its_client_stops() {
         client.stop(Duration::from_secs(300));
         assert_eq!(within(&told), "stopping");
         client.stop(Duration::ZERO);
-        assert!(within(&told).contains("stop deadline"));
+        assert!(within(&told).contains("stop's deadline"));
         client.wait().unwrap();
         thread.join().unwrap();
         assert_eq!(told.try_iter().count(), 0);

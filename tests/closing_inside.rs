@@ -13,7 +13,7 @@ use actor::{At, Role, play};
 
 const CLOSED: &str = "closed by the program";
 const RESET: &str = "reset by the program";
-const STOPPED: &str = "cut at the server's stop deadline";
+const STOPPED: &str = "cut at the stop's deadline";
 
 /// With the two connections on one loop, and on different ones.
 const THREADS: [usize; 2] = [0, 2];

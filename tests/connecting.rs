@@ -423,7 +423,7 @@ fn b62_connected_it_stops_gracefully_and_is_cut_at_the_deadline() {
         scene.client.stop(Duration::from_secs(600));
         scene.client.stop(Duration::from_millis(100));
         scene.client.stop(Duration::from_secs(600));
-        assert_eq!(within(&scene.told), Told::Closed("cut at the server's stop deadline".into()));
+        assert_eq!(within(&scene.told), Told::Closed("cut at the stop's deadline".into()));
         scene.client.wait().unwrap();
         assert_eq!(scene.client.attempts(), 1, "no new connection after a stop");
     });

@@ -26,7 +26,7 @@ const LARGE: usize = 50 * 1024 * 1024;
 /// taken by the connections of tests that run beside it.
 const OWN_ADDRESS: &str = "127.0.0.77:0";
 
-const STOPPED: &str = "cut at the server's stop deadline";
+const STOPPED: &str = "cut at the stop's deadline";
 
 fn write(mut stream: &TcpStream, bytes: impl AsRef<[u8]>) {
     stream.write_all(bytes.as_ref()).unwrap();

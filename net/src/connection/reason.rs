@@ -70,7 +70,7 @@ pub enum CloseReason {
         /// The deadline that passed.
         after: Duration,
     },
-    /// The server was stopped and its deadline passed.
+    /// Its server or client was stopped, and the deadline passed.
     Stopped,
     /// The event loop ended.
     LoopEnded,
@@ -119,7 +119,7 @@ impl fmt::Display for CloseReason {
             CloseReason::LingerExpired { after } => {
                 write!(f, "the peer did not finish within {after:?} of our end")
             }
-            CloseReason::Stopped => f.write_str("cut at the server's stop deadline"),
+            CloseReason::Stopped => f.write_str("cut at the stop's deadline"),
             CloseReason::LoopEnded => f.write_str("the event loop ended"),
             CloseReason::Panicked => f.write_str("a callback panicked"),
         }
