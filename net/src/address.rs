@@ -76,6 +76,26 @@ impl Addresses {
             _ => None,
         }
     }
+
+    /// Opens something at the first address with which that works. If it does with none, the error
+    /// is the first one's; it says `what` was tried.
+    pub(crate) fn open<T>(
+        &self,
+        what: &str,
+        open: impl Fn(&Address) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let mut first_error = None;
+        for address in self.resolve()? {
+            match open(&address) {
+                Ok(opened) => return Ok(opened),
+                Err(e) => {
+                    let e = io::Error::new(e.kind(), format!("{what} {address}: {e}"));
+                    first_error.get_or_insert(e);
+                }
+            }
+        }
+        Err(first_error.unwrap_or_else(|| unreachable!("there is at least one address")))
+    }
 }
 
 /// As it was written.

@@ -52,17 +52,7 @@ pub(crate) struct Listener {
 impl Listener {
     /// Listens on the first of the addresses that can be bound.
     pub(crate) fn on(addresses: &Addresses, options: ListenOptions) -> io::Result<Listener> {
-        let mut first_error = None;
-        for address in addresses.resolve()? {
-            match Listener::at(&address, options) {
-                Ok(listener) => return Ok(listener),
-                Err(e) => {
-                    let e = io::Error::new(e.kind(), format!("listening on {address}: {e}"));
-                    first_error.get_or_insert(e);
-                }
-            }
-        }
-        Err(first_error.unwrap_or_else(|| unreachable!("there is at least one address")))
+        addresses.open("listening on", |address| Listener::at(address, options))
     }
 
     fn at(address: &Address, options: ListenOptions) -> io::Result<Listener> {

@@ -126,21 +126,10 @@ impl Options {
                 "{what} {addresses}: a socket that is connected is on one loop, without threads"
             )));
         }
-        let mut first_error = None;
-        for address in addresses.resolve()? {
-            let opened = match self.target {
-                Some(_) => self.connected(&address),
-                None => self.at(Some(&address), None, loops),
-            };
-            match opened {
-                Ok(bound) => return Ok(bound),
-                Err(e) => {
-                    let e = io::Error::new(e.kind(), format!("{what} {address}: {e}"));
-                    first_error.get_or_insert(e);
-                }
-            }
-        }
-        Err(first_error.unwrap_or_else(|| unreachable!("there is at least one address")))
+        addresses.open(what, |address| match self.target {
+            Some(_) => self.connected(address),
+            None => self.at(Some(address), None, loops),
+        })
     }
 
     fn connected(&self, target: &Address) -> io::Result<Bound> {
