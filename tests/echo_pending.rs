@@ -13,16 +13,20 @@ use common::program::Program;
 use common::{eventually, pattern, read_to_end};
 use nix::sys::signal::Signal;
 
+/// So large that a few looks at the kernel's table will do, and so small that the program, which
+/// holds little more than [`HELD`] before, goes on reading.
+const PIECE: usize = 256 * 1024;
+const HELD: usize = 200 * 1024;
+
 /// Writes until the program holds bytes that neither it nor the kernel has got rid of, and has
 /// received all. Returns how many bytes were written.
 fn fill(peer: &mut TcpStream) -> usize {
-    const PIECE: usize = 64 * 1024;
-    const HELD: usize = 200 * 1024;
+    let piece = pattern(PIECE);
     let near = (peer.local_addr().unwrap(), peer.peer_addr().unwrap());
     let far = (near.1, near.0);
     let mut written = 0;
     loop {
-        peer.write_all(&pattern(PIECE)).unwrap();
+        peer.write_all(&piece).unwrap();
         written += PIECE;
         let ends = || (kernel::end(near).unwrap(), kernel::end(far).unwrap());
         eventually("the program has received it", || {
@@ -48,7 +52,7 @@ fn ends_on(signal: Signal, threads: &str) {
     assert!(echo.is_running(), "it ended with output pending");
 
     let back = read_to_end(&peer).unwrap();
-    assert!(back == pattern(64 * 1024).repeat(written / (64 * 1024)), "{} bytes", back.len());
+    assert!(back == pattern(PIECE).repeat(written / PIECE), "{} bytes", back.len());
     drop(peer);
     let ended = echo.wait();
     assert_eq!(ended.code, Some(0));

@@ -114,6 +114,7 @@ fn a_request_may_come_in_single_bytes() {
         let target = accept(&listener);
         drop(target);
         assert_eq!(read_to_end(&client).unwrap(), b"");
+        drop(client);
         proxy.ends_well_on(Signal::SIGTERM);
     });
 }
