@@ -271,16 +271,14 @@ impl EventLoop {
             let Some(id) = due.get(next.get()).copied() else { return false };
             next.set(next.get() + 1);
             match self.timers.start(id) {
-                None => {}
+                None | Some(Timer::Running) => {}
                 Some(Timer::Once(callback)) => {
                     metrics::add(&self.counts.timers, 1);
-                    callback.run(self);
+                    callback(self);
                 }
                 Some(Timer::Every { period, mut callback }) => {
                     metrics::add(&self.counts.timers, 1);
-                    if let Some(callback) = &mut callback {
-                        callback(self);
-                    }
+                    callback(self);
                     let timer = Timer::Every { period, callback };
                     if let Err(cancelled) = self.timers.finish(id, timer, self.clock()) {
                         self.bury(Dead::Timer(cancelled));

@@ -10,31 +10,20 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use crate::EventLoop;
-use crate::sys::task::Task;
 pub use wheel::TimerId;
 use wheel::Wheel;
 
-type Callback = Box<dyn FnMut(&EventLoop)>;
-
 /// What a timer calls.
 pub(crate) enum Timer {
-    Once(Task),
+    Once(Box<dyn FnOnce(&EventLoop)>),
     Every {
         /// Nanoseconds, at least one.
         period: u64,
-        /// `None` in the wheel while it runs, for no cell may be borrowed while user code does.
-        callback: Option<Callback>,
+        callback: Box<dyn FnMut(&EventLoop)>,
     },
-}
-
-impl Timer {
-    /// Whether dropping it runs code, a user's perhaps.
-    pub(crate) fn needs_drop(&self) -> bool {
-        match self {
-            Timer::Once(task) => task.needs_drop(),
-            Timer::Every { callback, .. } => callback.is_some(),
-        }
-    }
+    /// The callback of a periodic timer is running: it is out of the wheel, for no cell may be
+    /// borrowed while user code runs.
+    Running,
 }
 
 /// The timers of a loop. Times are nanoseconds since the loop was made.
@@ -87,9 +76,7 @@ impl TimerQueue {
         let mut wheel = self.wheel.borrow_mut();
         match wheel.get_mut(id)? {
             Timer::Once(_) => wheel.remove(id),
-            Timer::Every { period, callback } => {
-                Some(Timer::Every { period: *period, callback: callback.take() })
-            }
+            every => Some(std::mem::replace(every, Timer::Running)),
         }
     }
 
