@@ -178,17 +178,45 @@ fn b01_of_twenty_clients_twelve_descriptors_serve_a_few_and_the_rest_is_refused(
     });
 }
 
+/// Nor does the next one: each begins anew.
 #[test]
-fn b01_a_shortage_that_passes_costs_nobody_a_connection() {
-    let fault = "inject=accept4:error=EMFILE:when=1";
+fn b01_shortages_that_pass_cost_nobody_a_connection() {
+    let fault = "inject=accept4:error=EMFILE:when=1+2";
     each_poller!().under(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", fault]).run(|| {
         let running = serve(echo);
-        assert_echoes(&running.connect());
-        assert_eq!(
-            (running.server.metrics().accepted, running.server.metrics().refused.total()),
-            (1, 0)
-        );
+        for accepted in 1..=3 {
+            assert_echoes(&running.connect());
+            let metrics = running.server.metrics();
+            assert_eq!((metrics.accepted, metrics.refused.total()), (accepted, 0));
+            assert!(metrics.accept_pauses >= accepted, "{metrics}");
+        }
         assert_one_log_line("Too many open files (os error 24) (check 'ulimit -n')");
+    });
+}
+
+/// Refusing is bounded as accepting is: timers, and whoever is established, have their turns.
+#[test]
+fn b07_a_flood_of_refusals_comes_in_bursts() {
+    const FLOOD: usize = 200;
+    const LARGE_BURST: usize = 100;
+    each_poller!().run(|| {
+        let running = serve(echo);
+        let held = hold(running.event_loop());
+        let peers: Vec<_> = (0..FLOOD).map(|_| running.connect()).collect();
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        let soft = 64 + FLOOD as u64;
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+        let shortage: Vec<_> = (0..).map_while(|_| File::open("/dev/zero").ok()).collect();
+        drop(held);
+        assert!(peers.iter().all(is_refused));
+        finish_turn(running.event_loop());
+        let metrics = running.server.metrics();
+        assert_eq!((metrics.accepted, metrics.refused.total()), (0, FLOOD as u64));
+        // The first of them refuses nobody.
+        let bursts = metrics.accept_pauses - 1;
+        assert!(bursts >= (FLOOD / LARGE_BURST) as u64, "{metrics}");
+        assert_one_log_line("ulimit -n");
+        drop(shortage);
     });
 }
 
@@ -288,6 +316,39 @@ shortages! {
         "accepting connections pauses: Cannot allocate memory";
     b06_eperm_that_lasts_disturbs_nobody_else: EPERM,
         "accepting a connection failed: Operation not permitted";
+}
+
+/// Two attempts fail, while three peers wait.
+fn assert_refuses(refused: u64) {
+    let running = serve(echo);
+    let held = hold(running.event_loop());
+    let peers: Vec<_> = (0..3).map(|_| running.connect()).collect();
+    drop(held);
+    assert!(peers.iter().all(|peer| is_refused(peer) == (refused > 0)));
+    finish_turn(running.event_loop());
+    let metrics = running.server.metrics();
+    assert_eq!((metrics.accepted, metrics.refused.total()), (3 - refused, refused));
+    assert_one_log_line("accepting connections pauses");
+}
+
+macro_rules! refusing {
+    ($($(#[$comment:meta])* $name:ident: $error:ident, $refused:literal;)*) => {$(
+        $(#[$comment])*
+        #[test]
+        fn $name() {
+            let fault = concat!("inject=accept4:error=", stringify!($error), ":when=1..2");
+            let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", fault];
+            each_poller!().under(&strace).run(|| assert_refuses($refused));
+        }
+    )*};
+}
+
+refusing! {
+    /// A descriptor given up for a moment is one also where the whole system has no other.
+    b02_enfile_that_goes_on_refuses_those_who_wait: ENFILE, 3;
+    /// It is neither a buffer nor memory.
+    b03_enobufs_that_goes_on_refuses_nobody: ENOBUFS, 0;
+    b03_enomem_that_goes_on_refuses_nobody: ENOMEM, 0;
 }
 
 /// The first three calls fail, and nothing comes of it.

@@ -284,6 +284,7 @@ fn b09_a_connection_that_cannot_be_watched_is_closed_and_counted() {
         assert_eq!(read_n(&established, 5), b"still");
         let metrics = running.server.metrics();
         assert_eq!((metrics.open, metrics.lost), (1, 1), "{metrics}");
+        assert_eq!(running.event_loop().load(), 1, "it counts where connections are placed");
     });
 }
 

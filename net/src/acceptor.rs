@@ -131,11 +131,12 @@ impl Acceptor {
     }
 
     fn run_short(&self, event_loop: &EventLoop, token: Token, error: &io::Error) {
-        let is_about_descriptors =
-            matches!(error.raw_os_error(), Some(e) if e == Errno::EMFILE as i32);
-        let cure = if is_about_descriptors { " (check 'ulimit -n')" } else { "" };
+        let is = |errno: Errno| error.raw_os_error() == Some(errno as i32);
+        let cure = if is(Errno::EMFILE) { " (check 'ulimit -n')" } else { "" };
         self.log(&format!("accepting connections pauses: {error}{cure}; established ones go on"));
         self.failures.set(self.failures.get().saturating_add(1));
+        // Of this process, or of the whole system.
+        let is_about_descriptors = is(Errno::EMFILE) || is(Errno::ENFILE);
         if is_about_descriptors && self.failures.get() > 1 {
             self.refuse_waiting();
         }
