@@ -16,11 +16,10 @@ pub(crate) struct End {
 }
 
 impl End {
-    /// It has come: wakes all who wait for it. False if it had before.
-    pub(crate) fn announce(&self) -> bool {
-        let is_first = !std::mem::replace(&mut *self.lock(), true);
+    /// It has come: wakes all who wait for it.
+    pub(crate) fn announce(&self) {
+        *self.lock() = true;
         self.comes.notify_all();
-        is_first
     }
 
     pub(crate) fn has_come(&self) -> bool {

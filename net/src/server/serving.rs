@@ -99,7 +99,7 @@ where
     let base = Rc::new(Base {
         shared: shared.clone(),
         loops: pool.loops().to_vec(),
-        pool: RefCell::new(Some(pool.clone())),
+        pool: Some(pool.clone()),
         acceptor: Cell::new(None),
         stopping: Cell::new(false),
         reports_due: Cell::new(0),
@@ -263,8 +263,8 @@ fn adopt(event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: Address)
 struct Base {
     shared: Arc<Shared>,
     loops: Vec<LoopHandle>,
-    /// Given up when the server ends; with it, threads of its own.
-    pool: RefCell<Option<LoopPool>>,
+    /// Threads of its own end with it.
+    pool: Option<LoopPool>,
     /// If it accepts for all.
     acceptor: Cell<Option<Token>>,
     stopping: Cell<bool>,
@@ -276,7 +276,8 @@ struct Base {
 /// However a server ends, also with its loop: nobody waits for it for ever.
 impl Drop for Base {
     fn drop(&mut self) {
-        self.give_up_pool();
+        // Own threads that have reported have nothing left to do, so waiting for them is short.
+        drop(self.pool.take());
         // A shared pool lives on. Unless the loops have reported, they still serve.
         let (id, first) = (self.shared.id, !self.stopping.get());
         for handle in &self.loops {
@@ -286,7 +287,11 @@ impl Drop for Base {
                 }
             });
         }
-        self.end();
+        if self.stopping.get() {
+            let report = self.shared.stop_report();
+            log::info!("the server on {} has ended: {report}", self.shared.local_addr);
+        }
+        self.shared.end.announce();
     }
 }
 
@@ -315,28 +320,14 @@ impl Base {
         }
     }
 
+    /// The last one to report ends the server: it is dropped.
     fn reported(&self, event_loop: &EventLoop) {
         self.reports_due.set(self.reports_due.get() - 1);
-        if self.reports_due.get() > 0 {
-            return;
-        }
-        event_loop.local::<Servers>().bases.remove(self.shared.id);
-        self.end();
-        for f in self.when_done.take() {
-            event_loop.defer(f);
-        }
-    }
-
-    /// Own threads have nothing left to do, so waiting for them is short.
-    fn give_up_pool(&self) {
-        drop(self.pool.take());
-    }
-
-    fn end(&self) {
-        self.give_up_pool();
-        if self.shared.end.announce() && self.stopping.get() {
-            let report = self.shared.stop_report();
-            log::info!("the server on {} has ended: {report}", self.shared.local_addr);
+        if self.reports_due.get() == 0 {
+            event_loop.local::<Servers>().bases.remove(self.shared.id);
+            for f in self.when_done.take() {
+                event_loop.defer(f);
+            }
         }
     }
 }

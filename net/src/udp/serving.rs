@@ -85,7 +85,7 @@ where
     let base = Rc::new(Base {
         shared: shared.clone(),
         sockets: sockets.clone(),
-        pool: RefCell::new(Some(pool.clone())),
+        pool: Some(pool.clone()),
         open: Cell::new(sockets.len()),
         when_done: RefCell::default(),
     });
@@ -132,8 +132,8 @@ impl Drop for Presence {
 struct Base {
     shared: Arc<Shared>,
     sockets: Vec<UdpSocketHandle>,
-    /// Given up when all have ended; with it, threads of their own.
-    pool: RefCell<Option<LoopPool>>,
+    /// Threads of their own end with it.
+    pool: Option<LoopPool>,
     open: Cell<usize>,
     when_done: RefCell<Vec<Continuation>>,
 }
@@ -141,33 +141,29 @@ struct Base {
 /// However they end, also with the loop: nobody waits for it for ever.
 impl Drop for Base {
     fn drop(&mut self) {
+        // Own threads whose sockets have ended have nothing left to do, so waiting for them is short.
         drop(self.pool.take());
         // A shared pool lives on, but its base does not, so they end.
         for socket in &self.sockets {
             let _ = socket.post(|socket: &UdpSocket<'_>| socket.close());
+        }
+        if self.open.get() == 0 {
+            let (address, metrics) = (self.shared.local_addr(), self.shared.metrics());
+            log::info!("datagrams on {address} have ended: {metrics}");
         }
         self.shared.end.announce();
     }
 }
 
 impl Base {
+    /// The last one ends the whole: it is dropped.
     fn one_has_ended(&self, event_loop: &EventLoop) {
         self.open.set(self.open.get() - 1);
-        if self.open.get() > 0 {
-            return;
-        }
-        // Own threads have nothing left to do, so waiting for them is short.
-        drop(self.pool.take());
-        event_loop.local::<Bases>().remove(self.shared.id);
-        if self.shared.end.announce() {
-            log::info!(
-                "datagrams on {} have ended: {}",
-                self.shared.local_addr(),
-                self.shared.metrics()
-            );
-        }
-        for f in self.when_done.take() {
-            event_loop.defer(f);
+        if self.open.get() == 0 {
+            event_loop.local::<Bases>().remove(self.shared.id);
+            for f in self.when_done.take() {
+                event_loop.defer(f);
+            }
         }
     }
 }
