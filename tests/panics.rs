@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use actor::{At, Role, play};
-use common::{Running, eventually, read_n, read_to_end, serve, serve_on, within};
+use common::{Running, eventually, logs, read_n, read_to_end, serve, serve_on, within};
 use nix::sys::resource::{Resource, setrlimit};
 use ruduo::{
     Buffer, CloseReason, Connection, EventLoop, Handler, LoopHandle, LoopPool, PanicPolicy, Server,
@@ -113,6 +113,17 @@ impl Drop for Session {
     fn drop(&mut self) {
         assert!(self.flaw != Flaw::Drop, "on purpose");
     }
+}
+
+/// An echo whose factory panics when it is dropped.
+fn serve_with_a_bomb(server: Server<'_>) -> io::Result<ServerHandle> {
+    server.serve_per_loop(|_| {
+        let bomb = Bomb;
+        move |_| {
+            let _ = &bomb;
+            handler_fn(|conn, input| conn.send_buffer(input))
+        }
+    })
 }
 
 fn serve_flawed(
@@ -220,14 +231,7 @@ fn b45_panics_while_factories_are_dropped_keep_no_server_from_stopping() {
     alone!().expect_log("panicked: on purpose").run(|| {
         for threads in [0, 2] {
             let running = serve(move |event_loop| {
-                let server = TcpServer::bind(event_loop, "127.0.0.1:0")?.threads(threads);
-                server.serve_per_loop(|_| {
-                    let bomb = Bomb;
-                    move |_| {
-                        let _ = &bomb;
-                        handler_fn(|conn, input| conn.send_buffer(input))
-                    }
-                })
+                serve_with_a_bomb(TcpServer::bind(event_loop, "127.0.0.1:0")?.threads(threads))
             });
             let peer = running.connect();
             assert_echoes(&peer);
@@ -236,6 +240,19 @@ fn b45_panics_while_factories_are_dropped_keep_no_server_from_stopping() {
             let on_the_base = if threads == 0 { 1 } else { 0 };
             assert_eq!(panics(running.event_loop()), on_the_base);
         }
+    });
+}
+
+#[test]
+fn b45_panics_while_factories_are_dropped_keep_no_loop_from_ending() {
+    alone!().expect_log("panicked: on purpose").run(|| {
+        let running = serve(|event_loop| {
+            serve_with_a_bomb(TcpServer::bind(event_loop, "127.0.0.1:0")?)?;
+            serve_with_a_bomb(TcpServer::bind(event_loop, "127.0.0.1:0")?)
+        });
+        assert_echoes(&running.connect());
+        running.thread.join().unwrap();
+        assert!(running.server.is_ended());
     });
 }
 
@@ -261,16 +278,23 @@ fn b45_a_panic_while_a_thread_of_the_servers_own_begins_is_an_error_of_start() {
 fn b45_a_loop_whose_own_factory_could_not_be_made_takes_no_connections() {
     let alone = alone!().expect_log("panicked: on purpose").expect_log("does not serve");
     alone.run(|| {
+        let (send, receive) = mpsc::channel();
         // A loop of a pool that others use may be busy, so it is not waited for.
-        let running = serve(|event_loop| {
+        let running = serve(move |event_loop| {
             let pool = LoopPool::builder(event_loop).threads(2).start()?;
+            send.send(pool.loops()[1].clone()).unwrap();
             serve_with_a_flawed_factory(TcpServer::bind(event_loop, "127.0.0.1:0")?.pool(&pool))
         });
+        let without_factory = within(&receive);
         for lost in 1..=3 {
             assert_echoes(&running.connect());
             assert_eq!(read_to_end(&running.connect()).unwrap(), b"");
             eventually("it is counted", || running.server.metrics().lost == lost);
+            eventually("it is no load", || without_factory.load() == 0);
         }
+        // One line will do.
+        let lines = logs().into_iter().filter(|line| line.contains("closing connections to"));
+        assert_eq!(lines.count(), 1);
         running.server.stop(Duration::ZERO);
         running.server.wait().unwrap();
     });

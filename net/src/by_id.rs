@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -32,5 +33,25 @@ impl<T: ?Sized> ById<T> {
     /// The caller drops what it gets when nothing is borrowed.
     pub(crate) fn remove(&self, id: u64) -> Option<Rc<T>> {
         self.0.borrow_mut().remove(&id)
+    }
+}
+
+/// With the loop, which catches a panic and tells of it. But one panic while another one unwinds
+/// would end the process, and these are the values of several users: so each is dropped by itself,
+/// and the loop gets the first.
+impl<T: ?Sized> Drop for ById<T> {
+    fn drop(&mut self) {
+        let mut first = None;
+        for value in std::mem::take(self.0.get_mut()).into_values() {
+            match (catch_unwind(AssertUnwindSafe(|| drop(value))), &first) {
+                (Ok(()), _) => {}
+                (Err(payload), None) => first = Some(payload),
+                // Its Drop may panic in turn.
+                (Err(payload), Some(_)) => std::mem::forget(payload),
+            }
+        }
+        if let Some(payload) = first {
+            resume_unwind(payload);
+        }
     }
 }
