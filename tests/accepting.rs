@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
-use common::{Running, eventually, read_n, read_to_end, reset, serve, within};
+use common::{Running, eventually, logs, read_n, read_to_end, reset, serve, within};
 use ruduo::{Connection, EventLoop, LoopHandle, TcpServer};
 
 fn write(mut stream: &TcpStream, bytes: impl AsRef<[u8]>) {
@@ -185,6 +185,8 @@ fn b09_without_any_loop_connections_are_closed_and_counted() {
             assert_eq!(running.server.metrics().lost, lost);
         }
         assert_eq!(running.server.metrics().open, 0);
+        let lines = logs().into_iter().filter(|line| line.contains("all loops have ended"));
+        assert_eq!(lines.count(), 1, "one will do");
         end(running);
         assert_eq!(callbacks.try_iter().count(), 0);
     });

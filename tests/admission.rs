@@ -7,7 +7,7 @@ mod common;
 use std::io::Write;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{
     DEADLINE, Running, eventually, new_socket, open_fds, read_n, read_to_end, serve, take_logs,
@@ -119,9 +119,11 @@ fn the_refused_cannot_hold_more_descriptors_than_allowed() {
 fn the_refused_do_not_stay_by_sending() {
     each_poller!().run(|| {
         let running = echo(|server| server.max_connections(0).refuse_with(*b"no\n"));
+        let start = Instant::now();
         let peer = running.connect();
         assert_eq!(read_to_end(&peer).unwrap(), b"no\n");
         eventually("nobody receives what it sends", || (&peer).write(b"x").is_err());
+        assert!(start.elapsed() >= Duration::from_secs(1), "it had {:?}", start.elapsed());
     });
 }
 

@@ -399,6 +399,21 @@ fn two_servers_share_a_pool() {
     });
 }
 
+/// Who connects before the loop runs comes with the first events, before any task.
+#[test]
+fn a_pool_without_threads_is_the_loop_itself_from_the_first_turn_on() {
+    each_poller!().run(|| {
+        let (send, receive) = mpsc::channel();
+        let _running = serve(move |event_loop| {
+            let pool = LoopPool::builder(event_loop).start()?;
+            let server = greet_by_thread(TcpServer::bind(event_loop, "127.0.0.1:0")?.pool(&pool))?;
+            send.send(connect(server.local_addr())).unwrap();
+            Ok(server)
+        });
+        assert_eq!(read_line(&within(&receive)), "test-loop");
+    });
+}
+
 // Counting.
 
 #[test]

@@ -167,6 +167,41 @@ fn of_two_deadlines_the_earlier_counts() {
     });
 }
 
+/// Of its three loops one has a peer, one has none, and one has ended.
+#[test]
+fn a_server_that_is_stopped_again_still_waits_for_all_its_loops() {
+    each_poller!().run(|| {
+        let (send, receive) = mpsc::channel();
+        let (running, callbacks) = serve_stubborn_on(move |server| {
+            let pool = LoopPool::builder(server.event_loop()).threads(3).start().unwrap();
+            send.send(pool.clone()).unwrap();
+            server.pool(&pool)
+        });
+        let pool = within(&receive);
+        let [busy, idle, ended] = pool.loops() else { unreachable!("there are three") };
+        let peer = running.connect();
+        assert_echoes(&peer);
+        ended.quit();
+        eventually("the loop has ended", || ended.is_ended());
+        for _ in 0..2 {
+            running.server.stop(Duration::MAX);
+            // What they have been told, they have told the base by then.
+            for event_loop in [running.event_loop(), busy, idle, running.event_loop()] {
+                let (tell, told) = mpsc::channel();
+                event_loop.post(move |_| tell.send(()).unwrap()).unwrap();
+                within(&told);
+            }
+            assert!(!running.server.is_ended());
+        }
+        drop(peer);
+        running.server.wait().unwrap();
+        assert_eq!(expect(&callbacks, "stopping"), *busy);
+        expect(&callbacks, "closed by the peer");
+        assert!(callbacks.try_recv().is_err());
+        pool.join().unwrap();
+    });
+}
+
 #[test]
 fn stop_works_in_a_callback_on_any_loop() {
     each_poller!().run(|| {
