@@ -98,7 +98,7 @@ fn member(event_loop: &EventLoop, room: SocketAddr, company: &Rc<Company>) -> Co
 /// Messages that members of a test say: their numbers.
 fn say(member: &ConnectionHandle, numbers: std::ops::Range<u64>) {
     for number in numbers {
-        member.send_buffer(TEXTS.encode(number.to_string()).unwrap()).unwrap();
+        member.send_buffer(&mut TEXTS.encode(number.to_string()).unwrap()).unwrap();
     }
 }
 

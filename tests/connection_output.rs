@@ -316,7 +316,7 @@ fn b28_what_is_sent_after_shutdown_is_refused_and_counted() {
             tell.send([
                 conn.try_send("x"),
                 handle.send("x"),
-                handle.send_buffer(Buffer::from("x")),
+                handle.send_buffer(&mut Buffer::from("x")),
                 handle.send_shared(Arc::from(*b"x")),
             ])
             .unwrap();

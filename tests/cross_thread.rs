@@ -70,7 +70,7 @@ fn b29_messages_of_each_thread_arrive_in_order() {
                 let mut message = Buffer::new();
                 message.append_u32(thread);
                 message.append_u32(number);
-                handle.send_buffer(message).unwrap();
+                handle.send_buffer(&mut message).unwrap();
             }
         };
         std::thread::scope(|scope| {
@@ -126,7 +126,7 @@ fn b29_a_posted_send_is_not_overtaken_through_another_connection() {
                 .on_connect(move |conn| drop(handles.send(conn.handle())))
                 .on_message(move |conn, input| {
                     let first = first.get_or_init(|| conn.handle());
-                    first.send_buffer(std::mem::take(input)).unwrap();
+                    first.send_buffer(input).unwrap();
                 })
                 .start()
         });
@@ -163,7 +163,7 @@ fn assert_dead(handle: &ConnectionHandle) {
     let closed = Err(SendError::Closed);
     assert!(handle.is_closed());
     assert_eq!(handle.send("x"), closed);
-    assert_eq!(handle.send_buffer(Buffer::from("x")), closed);
+    assert_eq!(handle.send_buffer(&mut Buffer::from("x")), closed);
     assert_eq!(handle.send_shared(Arc::from(*b"x")), closed);
     assert_eq!(handle.pause_reading(), closed);
     assert_eq!(handle.resume_reading(), closed);

@@ -25,7 +25,7 @@ fn a_handle_in_the_connections_own_callbacks_is_as_good_as_the_connection() {
                 .on_connect(|conn| conn.handle().send("hello, ").unwrap())
                 .on_message(|conn, input| {
                     let handle = conn.handle();
-                    handle.send_buffer(std::mem::take(input)).unwrap();
+                    handle.send_buffer(input).unwrap();
                     handle.pause_reading().unwrap();
                     assert!(!conn.wants_input());
                     handle.resume_reading().unwrap();

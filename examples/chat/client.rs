@@ -37,9 +37,9 @@ pub(crate) fn join(room: Address) -> io::Result<()> {
 fn speak(connection: &ConnectionHandle, permitted: &Receiver<Permit>) {
     for line in io::stdin().lock().split(b'\n') {
         match line.map(|line| TEXTS.encode(line)) {
-            Ok(Ok(message)) => {
+            Ok(Ok(mut message)) => {
                 // Both fail when the room is left.
-                if permitted.recv().is_err() || connection.send_buffer(message).is_err() {
+                if permitted.recv().is_err() || connection.send_buffer(&mut message).is_err() {
                     return;
                 }
             }

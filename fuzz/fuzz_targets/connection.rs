@@ -503,7 +503,7 @@ impl World {
                 let piece = bytes(model.next, len.into());
                 let outcome = match how {
                     How::Copy | How::Try => handle.send(piece),
-                    How::Buffer => handle.send_buffer(Buffer::from(piece)),
+                    How::Buffer => handle.send_buffer(&mut Buffer::from(piece)),
                     How::Shared => handle.send_shared(Arc::from(piece)),
                 };
                 match outcome {

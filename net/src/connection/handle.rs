@@ -98,33 +98,24 @@ impl ConnectionHandle {
         self.submit(Operation::Send(Payload::Buffer(Buffer::from(bytes.as_ref()))))
     }
 
-    /// Sends what is in `buffer`, without copying it.
-    ///
-    /// # Errors
-    /// As [`send`](ConnectionHandle::send).
-    pub fn send_buffer(&self, buffer: Buffer) -> Result<(), SendError> {
-        self.submit(Operation::Send(Payload::Buffer(buffer)))
-    }
-
-    /// Sends what is in `input`, as a callback has got it, and leaves it empty: to pass on what
-    /// another connection has received. Like [`send_buffer`](ConnectionHandle::send_buffer), but
-    /// storage that is not needed stays where it is. See
+    /// Sends what is in `buffer`, without copying it, and leaves it empty. What a callback has
+    /// got may be passed on so to another connection; see
     /// [`pause_while_above`](ConnectionHandle::pause_while_above).
     ///
     /// # Errors
-    /// As [`send`](ConnectionHandle::send); then it is dropped.
-    pub fn send_from(&self, input: &mut Buffer) -> Result<(), SendError> {
+    /// As [`send`](ConnectionHandle::send); what is in `buffer` is dropped then.
+    pub fn send_buffer(&self, buffer: &mut Buffer) -> Result<(), SendError> {
         let queued = self.event_loop.with_local(|event_loop| {
             let resident = event_loop.local::<Registry>().get(self.place)?;
             let core = resident.core();
             if core.has_outstanding() {
                 return None;
             }
-            Some(core.queue(event_loop, Outgoing::Buffer(input)))
+            Some(core.queue(event_loop, Outgoing::Buffer(buffer)))
         });
         match queued.flatten() {
             Some(outcome) => Ok(outcome?),
-            None => self.send_buffer(std::mem::take(input)),
+            None => self.submit(Operation::Send(Payload::Buffer(std::mem::take(buffer)))),
         }
     }
 
