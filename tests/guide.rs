@@ -15,6 +15,8 @@ mod echo;
 mod hub;
 #[path = "../docs/guide/lines.rs"]
 mod lines;
+#[path = "../docs/guide/store.rs"]
+mod store;
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -32,6 +34,7 @@ fn the_guide_shows_its_programs_as_they_are() {
     let programs = [
         include_str!("../docs/guide/echo.rs"),
         include_str!("../docs/guide/lines.rs"),
+        include_str!("../docs/guide/store.rs"),
         include_str!("../docs/guide/hub.rs"),
         include_str!("../docs/guide/asking.rs"),
         include_str!("../docs/guide/datagrams.rs"),
@@ -69,6 +72,21 @@ fn lines_are_counted_for_each_client() {
         let mut peer = server.connect();
         peer.write_all(&[b"short\n".to_vec(), vec![b'x'; 1001]].concat()).unwrap();
         assert_eq!(read_to_end(&peer).unwrap(), b"1: short\n");
+    });
+}
+
+#[test]
+fn clients_share_a_store_that_has_an_end() {
+    alone!().run(|| {
+        let server = serve(|event_loop| store::serve(event_loop, "127.0.0.1:0", 2));
+        let (mut one, mut other) = (server.connect(), server.connect());
+        one.write_all(b"set a 1 and more\nset b 2\nset c 3\nset b 4\n").unwrap();
+        assert_eq!(read_n(&one, 26), b"stored\nstored\nfull\nstored\n");
+        other.write_all(b"get a\nget b\nget c\nset a\n").unwrap();
+        assert_eq!(read_n(&other, 40), b"1 and more\n4\n\nset KEY VALUE, or get KEY\n");
+        other.write_all(&[b'x'; 1002]).unwrap();
+        let why = String::from_utf8(read_to_end(&other).unwrap()).unwrap();
+        assert!(why.contains("1000"), "{why}");
     });
 }
 

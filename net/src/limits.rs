@@ -119,7 +119,7 @@ macro_rules! connection_settings {
             }
 
             /// When `high` bytes wait for the peer, reading from it pauses until only `low` are left:
-            /// who does not read the answers gets to ask no more. 1 MiB and 256 KiB by default.
+            /// who does not read the answers gets to ask no more. 256 KiB and 1 MiB by default.
             pub fn water_marks(mut self, low: usize, high: usize) -> Self {
                 self.limits().low_water = low;
                 self.limits().high_water = high;
