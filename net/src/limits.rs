@@ -1,5 +1,6 @@
 //! How much a connection may hold, and how long its peer may keep it waiting.
 
+use std::fmt;
 use std::io;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ pub(crate) struct Limits {
 }
 
 /// How long a peer may do nothing of what is awaited of it; `MAX` is for ever.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) struct Deadlines {
     /// Say something.
     pub(crate) idle: Duration,
@@ -58,6 +59,27 @@ impl Default for Deadlines {
             write_stall: Duration::from_secs(60),
             linger: Duration::from_secs(5),
         }
+    }
+}
+
+impl fmt::Debug for Deadlines {
+    /// As the log tells them: "never" for `MAX`, which as a number is only long.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Deadlines { idle, first_byte, write_stall, linger } = *self;
+        let mut shown = f.debug_struct("Deadlines");
+        for (name, time) in [
+            ("idle", idle),
+            ("first_byte", first_byte),
+            ("write_stall", write_stall),
+            ("linger", linger),
+        ] {
+            if time == Duration::MAX {
+                shown.field(name, &format_args!("never"));
+            } else {
+                shown.field(name, &time);
+            }
+        }
+        shown.finish()
     }
 }
 

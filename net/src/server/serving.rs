@@ -117,7 +117,7 @@ where
     }
     event_loop.local::<Servers>().bases.insert(shared.id, base);
     log::debug!(
-        "serving {} on {} loops, each with an acceptor: {per_loop_acceptors}; {}; {limits:?}",
+        "serving {} on {} loops, an acceptor for each: {per_loop_acceptors}; {}; {limits:?}",
         shared.local_addr,
         shared.counters.len(),
         shared.admission.bounds
