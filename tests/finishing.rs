@@ -69,6 +69,7 @@ fn a_posted_call_finishes_a_connection_that_has_paused() {
             conn.send("the end");
             conn.finish();
         });
+        this.let_turn();
         peer.write_all(&pattern(1 << 20)).unwrap();
         assert_eq!(read_to_end(&peer).unwrap(), b"the end");
         peer.shutdown(Shutdown::Write).unwrap();
