@@ -4,7 +4,7 @@
 //! [`TimerQueue::next_expiry`] how long it may wait, so no timer costs a system call of its own,
 //! and after the wait runs what is due.
 
-pub(crate) mod wheel;
+mod wheel;
 
 use std::cell::RefCell;
 use std::time::Duration;

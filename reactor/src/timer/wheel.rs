@@ -128,13 +128,7 @@ impl<T> Wheel<T> {
         }
     }
 
-    /// How many timers there are: those that wait, and those that are due and not yet removed.
-    #[cfg(test)]
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
+    /// Whether there are no timers: neither any that wait, nor any that are due and not yet removed.
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -376,5 +370,4 @@ fn slot_of(tick: u64, level: usize) -> usize {
 }
 
 #[cfg(test)]
-#[path = "wheel_tests.rs"]
 mod tests;
