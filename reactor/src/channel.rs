@@ -129,7 +129,8 @@ where
 #[derive(Default)]
 pub(crate) struct Channels {
     slab: RefCell<Slab<Entry>>,
-    registrations: Cell<u32>,
+    /// That of the last token.
+    generation: Cell<u32>,
     /// The most there were at once since a burst was last over.
     peak: Cell<usize>,
 }
@@ -140,12 +141,12 @@ const BURST: usize = 1024;
 struct Entry {
     source: Rc<dyn Source>,
     token: Token,
-    settings: Settings,
+    registration: Registration,
 }
 
 /// How a channel stands with the poller.
 #[derive(Clone, Copy)]
-pub(crate) struct Settings {
+pub(crate) struct Registration {
     pub(crate) interest: Interest,
     pub(crate) mode: Mode,
     /// Whether the poller watches it.
@@ -156,26 +157,26 @@ impl Channels {
     /// Enters a channel that the poller does not watch yet.
     pub(crate) fn insert(&self, channel: Channel) -> Token {
         let token = self.next_token();
-        self.registrations.set(token.generation());
+        self.generation.set(token.generation());
         let Channel { source, interest, mode } = channel;
-        let settings = Settings { interest, mode, watched: false };
+        let registration = Registration { interest, mode, watched: false };
         let mut slab = self.slab.borrow_mut();
-        slab.insert(Entry { source, token, settings });
+        slab.insert(Entry { source, token, registration });
         self.peak.set(self.peak.get().max(slab.len()));
         token
     }
 
     /// The token that the next channel gets.
     pub(crate) fn next_token(&self) -> Token {
-        Token::new(self.registrations.get().wrapping_add(1), self.slab.borrow().vacant_key())
+        Token::new(self.generation.get().wrapping_add(1), self.slab.borrow().vacant_key())
     }
 
     /// Takes a channel out. The caller drops it when nothing is borrowed.
-    pub(crate) fn remove(&self, token: Token) -> Option<(Rc<dyn Source>, Settings)> {
+    pub(crate) fn remove(&self, token: Token) -> Option<(Rc<dyn Source>, Registration)> {
         let mut slab = self.slab.borrow_mut();
         slab.get(token.index()).filter(|entry| entry.token == token)?;
         let entry = slab.remove(token.index());
-        Some((entry.source, entry.settings))
+        Some((entry.source, entry.registration))
     }
 
     /// True once after each burst.
@@ -190,10 +191,10 @@ impl Channels {
     }
 
     /// The source, kept alive by the caller's `Rc` whatever its handler does.
-    pub(crate) fn get(&self, token: Token) -> Option<(Rc<dyn Source>, Settings)> {
+    pub(crate) fn get(&self, token: Token) -> Option<(Rc<dyn Source>, Registration)> {
         let slab = self.slab.borrow();
         let entry = slab.get(token.index())?;
-        (entry.token == token).then(|| (Rc::clone(&entry.source), entry.settings))
+        (entry.token == token).then(|| (Rc::clone(&entry.source), entry.registration))
     }
 
     /// The source, if an event tells it nothing but what it waits for: the common case.
@@ -202,15 +203,15 @@ impl Channels {
         // Not `borrow`, which counts its borrowers.
         let slab = self.slab.borrow_mut();
         let entry = slab.get(event.token.index())?;
-        let found = entry.token == event.token && entry.settings.interest.covers(event.ready);
+        let found = entry.token == event.token && entry.registration.interest.covers(event.ready);
         found.then(|| Rc::clone(&entry.source))
     }
 
-    pub(crate) fn set(&self, token: Token, settings: Settings) {
+    pub(crate) fn set(&self, token: Token, registration: Registration) {
         if let Some(entry) = self.slab.borrow_mut().get_mut(token.index())
             && entry.token == token
         {
-            entry.settings = settings;
+            entry.registration = registration;
         }
     }
 

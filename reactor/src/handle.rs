@@ -9,7 +9,7 @@ use std::thread::{self, ThreadId};
 
 use crate::EventLoop;
 use crate::inbox::{Inbox, Wake};
-use crate::notifier::Notifier;
+use crate::poller::Notifier;
 use crate::sys;
 use crate::sys::task::SendTask;
 

@@ -38,10 +38,10 @@ impl EventLoop {
     /// # Errors
     /// [`Panicked`] if it panicked.
     pub fn isolate<R>(&self, what: impl Display, f: impl FnOnce() -> R) -> Result<R, Panicked> {
-        let Some(watch) = self.watch() else { return self.catch(&what, f) };
-        let inner = watch.begin_inner();
+        let Some(stopwatch) = self.stopwatch() else { return self.catch(&what, f) };
+        let inner = stopwatch.begin_inner();
         let outcome = self.catch(&what, f);
-        watch.end_inner(inner, || what.to_string());
+        stopwatch.end_inner(inner, || what.to_string());
         outcome
     }
 

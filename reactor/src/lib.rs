@@ -19,16 +19,15 @@ mod handle;
 mod inbox;
 mod isolation;
 mod metrics;
-mod notifier;
 mod poller;
 mod pool;
 mod signals;
+mod stopwatch;
 #[allow(unsafe_code)]
 pub mod sys;
 mod thread;
 mod timer;
 mod token;
-mod watch;
 
 pub use channel::{Channel, Source};
 pub use event_loop::{EventLoop, EventLoopBuilder};
@@ -36,8 +35,9 @@ pub use handle::{LoopHandle, PostError};
 pub use isolation::{PanicPolicy, Panicked};
 pub use metrics::LoopMetrics;
 pub use nix::sys::signal::Signal;
-pub use notifier::{Notifier, NotifierKind};
-pub use poller::{Event, Events, Interest, Mode, Poller, PollerKind, Ready};
+pub use poller::{
+    Event, Events, Interest, Mode, Notifier, NotifierKind, Poller, PollerKind, Ready,
+};
 pub use pool::{LoopPool, LoopPoolBuilder, Placement};
 pub use signals::SignalId;
 pub use thread::LoopThread;

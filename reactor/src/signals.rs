@@ -14,7 +14,7 @@ use std::io;
 use nix::sys::signal::Signal;
 
 use crate::EventLoop;
-use crate::notifier::Notifier;
+use crate::poller::Notifier;
 use crate::sys::signal::Installed;
 
 /// Names one function set by [`EventLoop::on_signal`]. Dropping it does nothing.
@@ -28,8 +28,8 @@ pub(crate) struct Signals {
     installed: RefCell<Vec<(Signal, Installed)>>,
     handlers: RefCell<Vec<Handler>>,
     next_id: Cell<u64>,
-    /// The waker was used, perhaps by a signal.
-    look: Cell<bool>,
+    /// The loop has been woken, perhaps by a signal, since the flags were last looked at.
+    woken: Cell<bool>,
     /// What handlers write to if it is not the waker.
     pipe: RefCell<Option<Notifier>>,
 }
@@ -91,22 +91,22 @@ impl Signals {
         Some(callback)
     }
 
-    /// Notes that a signal may have come.
-    pub(crate) fn look(&self) {
+    /// The loop has been woken, so a signal may have come.
+    pub(crate) fn woken(&self) {
         if let Some(pipe) = &*self.pipe.borrow() {
             pipe.acknowledge();
         }
-        self.look.set(true);
+        self.woken.set(true);
     }
 
-    #[inline]
-    pub(crate) fn is_to_look(&self) -> bool {
-        self.look.get()
+    /// Whether a signal may have come since [`Signals::take_arrived`].
+    pub(crate) fn may_have_arrived(&self) -> bool {
+        self.woken.get()
     }
 
-    /// The functions to call now.
+    /// The functions to call now: those for signals that have come since the last call.
     pub(crate) fn take_arrived(&self) -> Vec<SignalId> {
-        if !self.look.replace(false) {
+        if !self.woken.replace(false) {
             return Vec::new();
         }
         let installed = self.installed.borrow();
@@ -116,6 +116,8 @@ impl Signals {
         handlers.iter().filter(|h| arrived.contains(&h.signal)).map(|h| h.id).collect()
     }
 
+    /// Takes the function out for its call; `None` if it was removed earlier in the batch. Hand it
+    /// back with [`Signals::finish`].
     pub(crate) fn start(&self, id: SignalId) -> Option<(Signal, Callback)> {
         let mut handlers = self.handlers.borrow_mut();
         let handler = handlers.iter_mut().find(|handler| handler.id == id)?;

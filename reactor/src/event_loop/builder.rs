@@ -10,11 +10,10 @@ use crate::channel::Channels;
 use crate::handle::LoopHandle;
 use crate::isolation::PanicPolicy;
 use crate::metrics::Counts;
-use crate::notifier::NotifierKind;
-use crate::poller::{Poller, PollerKind};
+use crate::poller::{NotifierKind, Poller, PollerKind};
 use crate::signals::Signals;
+use crate::stopwatch::Stopwatch;
 use crate::timer::TimerQueue;
-use crate::watch::Watch;
 
 /// How to make an [`EventLoop`]. Can be cloned and sent, so that a pool makes all its loops alike.
 #[derive(Clone, Debug)]
@@ -122,7 +121,7 @@ impl EventLoopBuilder {
             origin: Instant::now(),
             now: Cell::new(None),
             counts: Counts::default(),
-            watch: Watch::new(self.slow_callback),
+            stopwatch: Stopwatch::new(self.slow_callback),
             settings: self,
             _thread: PhantomData,
         })

@@ -23,14 +23,13 @@ use crate::channel::{Channels, Source};
 use crate::handle::{LoopHandle, PostError};
 use crate::isolation::PanicPolicy;
 use crate::metrics::{self, Counts, LoopMetrics};
-use crate::notifier::NotifierKind;
-use crate::poller::{Poller, PollerKind};
+use crate::poller::{NotifierKind, Poller, PollerKind};
 use crate::signals::{self, SignalId, Signals};
+use crate::stopwatch::Stopwatch;
 use crate::sys;
 use crate::sys::task::{SendTask, Task};
 use crate::timer::{Timer, TimerId, TimerQueue, nanos};
 use crate::token::Token;
-use crate::watch::Watch;
 
 thread_local! {
     static HAS_LOOP: Cell<bool> = const { Cell::new(false) };
@@ -88,7 +87,7 @@ pub struct EventLoop {
     now: Cell<Option<Instant>>,
     counts: Counts,
     /// Present if slow callbacks are to be found.
-    watch: Option<Watch>,
+    stopwatch: Option<Stopwatch>,
     /// How it was made.
     settings: EventLoopBuilder,
     /// Neither `Send` nor `Sync`.
@@ -338,13 +337,13 @@ impl EventLoop {
             tasks: tasks.get(),
             timers: timers.get(),
             panics: panics.get(),
-            slow_callbacks: self.watch.as_ref().map_or(0, Watch::slow_callbacks),
-            lag: self.watch.as_ref().map_or(Duration::ZERO, Watch::longest),
+            slow_callbacks: self.stopwatch.as_ref().map_or(0, Stopwatch::slow_callbacks),
+            lag: self.stopwatch.as_ref().map_or(Duration::ZERO, Stopwatch::longest),
         }
     }
 
-    pub(crate) fn watch(&self) -> Option<&Watch> {
-        self.watch.as_ref()
+    pub(crate) fn stopwatch(&self) -> Option<&Stopwatch> {
+        self.stopwatch.as_ref()
     }
 
     pub(crate) fn count_panic(&self) {

@@ -2,12 +2,12 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 
 use super::{Dead, EventLoop};
-use crate::channel::{Channel, Settings, Source};
-use crate::notifier::{Notified, Notifier};
-use crate::poller::{Interest, Mode};
+use crate::channel::{Channel, Registration, Source};
+use crate::poller::{Event, Interest, Mode, Notifier};
 use crate::token::Token;
 
 impl EventLoop {
@@ -26,7 +26,7 @@ impl EventLoop {
         let token = self.channels.insert(channel);
         match self.poller.add(source.as_fd(), token, interest, mode) {
             Ok(()) => {
-                self.channels.set(token, Settings { interest, mode, watched: true });
+                self.channels.set(token, Registration { interest, mode, watched: true });
                 Ok(token)
             }
             Err(e) => {
@@ -46,11 +46,11 @@ impl EventLoop {
     /// # Errors
     /// `NotFound` if the token's channel is gone; the kernel's limits.
     pub fn set_interest(&self, token: Token, interest: Interest) -> io::Result<()> {
-        let (source, settings) = self.channels.get(token).ok_or_else(|| {
+        let (source, registration) = self.channels.get(token).ok_or_else(|| {
             io::Error::new(io::ErrorKind::NotFound, "setting the interest of a removed channel")
         })?;
-        let Settings { mode, watched, .. } = settings;
-        let unchanged = interest == settings.interest && mode != Mode::OneShot;
+        let Registration { mode, watched, .. } = registration;
+        let unchanged = interest == registration.interest && mode != Mode::OneShot;
         // Without interest, and without a watch since it hung up: it stays so.
         if unchanged && (watched || interest.is_empty()) {
             return Ok(());
@@ -62,7 +62,7 @@ impl EventLoop {
             self.poller.add(source.as_fd(), token, interest, mode)
         };
         result.map_err(|e| io::Error::new(e.kind(), format!("setting an interest: {e}")))?;
-        self.channels.set(token, Settings { interest, mode, watched: true });
+        self.channels.set(token, Registration { interest, mode, watched: true });
         Ok(())
     }
 
@@ -70,8 +70,8 @@ impl EventLoop {
     /// in progress. The source is dropped, and so closed, at the end of the turn. Returns whether
     /// there was such a registration.
     pub fn deregister(&self, token: Token) -> bool {
-        let Some((source, settings)) = self.channels.remove(token) else { return false };
-        if settings.watched {
+        let Some((source, registration)) = self.channels.remove(token) else { return false };
+        if registration.watched {
             self.unwatch(&*source);
         }
         self.bury(Dead::Source(source));
@@ -121,7 +121,7 @@ impl EventLoop {
         let (interest, mode) = (Interest::READ, notifier.mode());
         let source = Notified { notifier: notifier.clone(), callback: RefCell::new(f) };
         self.channels.insert(Channel::from_source(Rc::new(source), interest));
-        self.channels.set(token, Settings { interest, mode, watched: true });
+        self.channels.set(token, Registration { interest, mode, watched: true });
         Ok(notifier)
     }
 
@@ -141,5 +141,27 @@ impl EventLoop {
     pub fn at_turn_end(&self, token: Token) {
         self.at_turn_end.borrow_mut().push(token);
         self.has_work.set(true);
+    }
+}
+
+/// What a loop calls when one of its notifiers was used.
+struct Notified<F> {
+    notifier: Notifier,
+    callback: RefCell<F>,
+}
+
+impl<F: FnMut(&EventLoop) + 'static> Source for Notified<F> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.notifier.as_fd()
+    }
+
+    fn on_event(self: Rc<Self>, event_loop: &EventLoop, _event: Event) {
+        self.notifier.acknowledge();
+        // Only the loop calls this, and never nested.
+        (self.callback.borrow_mut())(event_loop);
+    }
+
+    fn name(&self) -> String {
+        "a notifier".to_owned()
     }
 }

@@ -23,14 +23,14 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::{Dead, EventLoop, Phase, WAKER};
-use crate::channel::{Settings, Source};
+use crate::channel::{Registration, Source};
 use crate::handle::PostError;
 use crate::metrics;
 use crate::poller::{Event, Events, Ready};
+use crate::stopwatch::Stopwatch;
 use crate::sys;
 use crate::sys::task::SendTask;
 use crate::timer::Timer;
-use crate::watch::Watch;
 
 /// Events taken from the kernel at a time.
 const MAX_EVENTS: usize = 1024;
@@ -110,8 +110,8 @@ impl EventLoop {
     /// After a callback, if slow ones are to be found.
     #[inline(always)]
     fn lap(&self, what: impl FnOnce() -> String) {
-        if let Some(watch) = self.watch() {
-            watch.lap(what);
+        if let Some(stopwatch) = self.stopwatch() {
+            stopwatch.lap(what);
         }
     }
 
@@ -129,8 +129,8 @@ impl EventLoop {
         if self.settings.busy_poll.is_zero() || !self.poll_busily(events)? {
             self.block(events)?;
         }
-        if let Some(watch) = &self.watch {
-            watch.begin();
+        if let Some(stopwatch) = &self.stopwatch {
+            stopwatch.begin();
         }
         self.now.set(None);
         metrics::add(&self.counts.turns, 1);
@@ -190,9 +190,9 @@ impl EventLoop {
     fn dispatch(&self, events: &Events) {
         let next = Cell::new(0);
         let deliver_rest = || {
-            match &self.watch {
+            match &self.stopwatch {
                 None => self.deliver_rest(events, &next),
-                Some(watch) => self.deliver_rest_watched(events, &next, watch),
+                Some(stopwatch) => self.deliver_rest_timed(events, &next, stopwatch),
             }
             false
         };
@@ -214,12 +214,12 @@ impl EventLoop {
 
     #[cold]
     #[inline(never)]
-    fn deliver_rest_watched(&self, events: &Events, next: &Cell<usize>, watch: &Watch) {
+    fn deliver_rest_timed(&self, events: &Events, next: &Cell<usize>, stopwatch: &Stopwatch) {
         for event in events.iter_from(next.get()) {
             next.set(next.get() + 1);
             let source = self.channels.get(event.token);
             self.deliver(event);
-            watch.lap(|| format!("an event of {}", name(source)));
+            stopwatch.lap(|| format!("an event of {}", name(source)));
         }
     }
 
@@ -238,25 +238,25 @@ impl EventLoop {
             return self.woken();
         }
         // Nobody there: it was removed earlier in this batch.
-        let Some((source, settings)) = self.channels.get(event.token) else { return };
+        let Some((source, registration)) = self.channels.get(event.token) else { return };
         let unasked = Ready::ERROR | Ready::HANGUP;
-        let wanted = Ready::from_bits_retain(settings.interest.bits()) | unasked;
+        let wanted = Ready::from_bits_retain(registration.interest.bits()) | unasked;
         let ready = event.ready & wanted;
         if ready.is_empty() {
             // Its interest changed earlier in this batch.
             return;
         }
-        if settings.interest.is_empty() {
+        if registration.interest.is_empty() {
             // An error or hang-up nobody waits for would be reported by every wait from now on.
             self.unwatch(&*source);
-            self.channels.set(event.token, Settings { watched: false, ..settings });
+            self.channels.set(event.token, Registration { watched: false, ..registration });
         }
         source.on_event(self, Event { ready, ..event });
     }
 
     fn woken(&self) {
         self.handle.shared().waker.acknowledge();
-        self.signals.look();
+        self.signals.woken();
         self.has_work.set(true);
     }
 
@@ -300,7 +300,7 @@ impl EventLoop {
     fn has_tasks(&self) -> bool {
         self.handle.shared().inbox.is_pending()
             || !self.tasks.borrow().is_empty()
-            || self.signals.is_to_look()
+            || self.signals.may_have_arrived()
     }
 
     /// Signals, then tasks: those that are there now, within bounds of number and time.
@@ -422,9 +422,11 @@ impl EventLoop {
         let call_next = || {
             let Some(token) = tokens.get(next.get()).copied() else { return false };
             next.set(next.get() + 1);
-            if let Some((source, settings)) = self.channels.get(token) {
+            if let Some((source, registration)) = self.channels.get(token) {
                 source.on_turn_end(self, token);
-                self.lap(|| format!("the end of a turn for {}", name(Some((source, settings)))));
+                self.lap(|| {
+                    format!("the end of a turn for {}", name(Some((source, registration))))
+                });
             }
             true
         };
@@ -489,8 +491,8 @@ impl EventLoop {
         }
         // Also of a loop that never ran, so that the last tasks cannot run it.
         self.phase.set(Phase::Running);
-        if let Some(watch) = &self.watch {
-            watch.begin();
+        if let Some(stopwatch) = &self.stopwatch {
+            stopwatch.begin();
         }
         // From here on posts are refused; what was accepted runs.
         let last = self.handle.shared().close();
@@ -530,7 +532,7 @@ impl EventLoop {
 
 /// What a log line calls a source; it was asked for before the source was called, which may have
 /// ended it.
-fn name(source: Option<(Rc<dyn Source>, Settings)>) -> String {
+fn name(source: Option<(Rc<dyn Source>, Registration)>) -> String {
     source.map_or_else(|| "a channel that is gone".to_owned(), |(source, _)| source.name())
 }
 

@@ -4,8 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use super::{Backend, Interest, Mode, RawEvent, Ready};
-use crate::notifier::{Notifier, NotifierKind};
+use super::{Backend, Interest, Mode, Notifier, NotifierKind, RawEvent, Ready};
 use crate::sys::epoll::{self, Op};
 use crate::token::Token;
 

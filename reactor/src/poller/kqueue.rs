@@ -33,8 +33,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
-use super::{Backend, Interest, Mode, RawEvent, Ready, raw_event, refuse_files};
-use crate::notifier::{Notifier, NotifierKind};
+use super::{
+    Backend, Interest, Mode, Notifier, NotifierKind, RawEvent, Ready, raw_event, refuse_files,
+};
 use crate::sys::kqueue::{Filter, Kevent, Queue, Repeat, Told};
 use crate::token::Token;
 

@@ -30,6 +30,7 @@ mod epoll;
 mod kind;
 #[cfg(kqueue)]
 mod kqueue;
+mod notifier;
 mod poll;
 
 use std::fmt;
@@ -41,7 +42,7 @@ use bitflags::bitflags;
 use nix::sys::stat::{SFlag, fstat};
 
 pub use self::kind::PollerKind;
-use crate::notifier::{Notifier, NotifierKind};
+pub use self::notifier::{Notifier, NotifierKind};
 use crate::token::Token;
 
 bitflags! {

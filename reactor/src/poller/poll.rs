@@ -30,8 +30,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use super::{Backend, Interest, Mode, RawEvent, Ready, raw_event, refuse_files};
-use crate::notifier::{Notifier, NotifierKind};
+use super::{
+    Backend, Interest, Mode, Notifier, NotifierKind, RawEvent, Ready, raw_event, refuse_files,
+};
 use crate::sys::poll;
 use crate::token::Token;
 

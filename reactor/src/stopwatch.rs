@@ -1,8 +1,9 @@
 //! Finding the callback that keeps a loop from everything else.
 //!
 //! A loop does one thing at a time, so one callback that blocks, on a disk, a lock, a name server,
-//! delays every connection of its thread. The watch reads the clock between one callback and the
-//! next; the loop asks it only if it is switched on, and pays nothing otherwise.
+//! delays every connection of its thread. The stopwatch reads the clock between one callback and
+//! the next: the time of each is a lap. A loop that need not find slow callbacks has no stopwatch,
+//! and pays nothing.
 
 use std::cell::Cell;
 use std::thread;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 /// One line each second at most: who blocks once is likely to block often.
 const LINE_INTERVAL: Duration = Duration::from_secs(1);
 
-pub(crate) struct Watch {
+pub(crate) struct Stopwatch {
     threshold: Duration,
     /// When the callback that runs now began.
     since: Cell<Instant>,
@@ -28,10 +29,10 @@ pub(crate) struct Inner {
     outer: Instant,
 }
 
-impl Watch {
+impl Stopwatch {
     /// `None` if no callback is ever slow enough.
-    pub(crate) fn new(threshold: Duration) -> Option<Watch> {
-        (threshold < Duration::MAX).then(|| Watch {
+    pub(crate) fn new(threshold: Duration) -> Option<Stopwatch> {
+        (threshold < Duration::MAX).then(|| Stopwatch {
             threshold,
             since: Cell::new(Instant::now()),
             longest: Cell::new(Longest::new(Instant::now())),
@@ -41,7 +42,7 @@ impl Watch {
         })
     }
 
-    // Cold, here and below: a loop that is not watched should not make room for this.
+    // Cold, here and below: a loop without a stopwatch should not make room for this code.
 
     /// A callback begins after a wait.
     #[cold]

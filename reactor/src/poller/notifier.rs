@@ -5,12 +5,10 @@
 //! progress ends, or the next one returns at once, with an event of the notifier's token. A loop's
 //! own notifier is how other threads wake it.
 
-use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -19,9 +17,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd;
 
-use crate::EventLoop;
-use crate::channel::Source;
-use crate::poller::{Event, Mode};
+use super::Mode;
 #[cfg(kqueue)]
 use crate::sys::kqueue::Queue;
 use crate::token::Token;
@@ -53,14 +49,14 @@ impl fmt::Display for NotifierKind {
 }
 
 /// An event that any thread can make happen in the [`Poller`](crate::Poller) or
-/// [`EventLoop`] that made it. Cheap to clone; clones are the same notifier.
+/// [`EventLoop`](crate::EventLoop) that made it. Cheap to clone; clones are the same notifier.
 ///
 /// Notifications coalesce: several of them before the event is taken may be seen as one, so an
 /// event says "at least once". What was written to memory before `notify` is seen by who takes the
 /// event, if it is written and read with a lock or atomics, as always between threads. None is
 /// lost: one that comes after [`Notifier::acknowledge`] makes an event of its own.
 ///
-/// [`EventLoop::notifier`] makes one with a callback. With a bare poller it is an event among the
+/// [`EventLoop::notifier`](crate::EventLoop::notifier) makes one with a callback. With a bare poller it is an event among the
 /// others:
 ///
 /// ```
@@ -205,7 +201,7 @@ impl Notifier {
         }
     }
 
-    /// The token of its events. [`EventLoop::deregister`] takes it, too.
+    /// The token of its events. [`EventLoop::deregister`](crate::EventLoop::deregister) takes it, too.
     #[must_use]
     pub fn token(&self) -> Token {
         self.token
@@ -257,28 +253,6 @@ impl fmt::Debug for Notifier {
             .field("token", &self.token)
             .field("fd", &self.as_fd())
             .finish_non_exhaustive()
-    }
-}
-
-/// What a loop calls when one of its notifiers was used.
-pub(crate) struct Notified<F> {
-    pub(crate) notifier: Notifier,
-    pub(crate) callback: RefCell<F>,
-}
-
-impl<F: FnMut(&EventLoop) + 'static> Source for Notified<F> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.notifier.as_fd()
-    }
-
-    fn on_event(self: Rc<Self>, event_loop: &EventLoop, _event: Event) {
-        self.notifier.acknowledge();
-        // Only the loop calls this, and never nested.
-        (self.callback.borrow_mut())(event_loop);
-    }
-
-    fn name(&self) -> String {
-        "a notifier".to_owned()
     }
 }
 
