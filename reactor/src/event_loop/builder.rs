@@ -58,23 +58,24 @@ impl EventLoopBuilder {
         EventLoopBuilder { panic_policy, ..self }
     }
 
-    /// Logs a line at warn level, one a second at most, that names a callback which has kept the
-    /// loop from everything else for so long, its thread and its connection. Also switches
-    /// [`LoopMetrics::lag`](crate::LoopMetrics) on. It costs one reading of the clock (some 30 ns) for each callback;
-    /// `Duration::MAX` switches it off. By default it is off, and in debug builds 100 ms.
+    /// Finds callbacks that keep the loop from everything else for `threshold` or longer. A line at
+    /// warn level, one a second at most, names the callback, its connection and its thread. This
+    /// also switches [`LoopMetrics::lag`](crate::LoopMetrics) on. It costs one reading of the clock
+    /// (some 30 ns) for each callback; `Duration::MAX` switches it off. The default is off, and
+    /// 100 ms in debug builds.
     pub fn slow_callback(self, threshold: Duration) -> EventLoopBuilder {
         EventLoopBuilder { slow_callback: threshold, ..self }
     }
 
-    /// Before it goes to sleep, the loop looks for so long, again and again, whether there is
-    /// something to do. `Duration::ZERO`, the default: it does not.
+    /// For how long the loop looks again and again for something to do before it goes to sleep.
+    /// With `Duration::ZERO`, the default, it goes to sleep at once.
     ///
     /// To be put to sleep and woken costs a thread some microseconds, more in a virtual machine:
-    /// about half of a round trip over loopback. Who finds the next message while looking is spared
-    /// that, if it comes within this time; so do other threads, which need not wake the loop. The
-    /// price is a CPU that is busy for up to this time after all that happens, for each loop. So it
-    /// is for those who have a CPU to give to each of their loops; with fewer, whoever
-    /// looks keeps the others from what it is waiting for.
+    /// about half of a round trip over loopback. A loop that finds the next message while it looks
+    /// is spared that, and other threads are spared the wakeup. The price, for each loop, is a CPU
+    /// that is busy for up to `time` after each thing that happens. So this is for those who can
+    /// give each of their loops a CPU of its own; with fewer CPUs, a loop that looks keeps the
+    /// others from doing what it waits for.
     ///
     /// ```
     /// use ruduo_reactor::EventLoop;

@@ -1,10 +1,12 @@
 //! The event loop: one per thread, owner of all that happens there.
 //!
-//! This file is the loop as its users see it; [`builder`] makes it, [`sources`] is what it watches,
-//! and [`turn`] what it does when it runs.
+//! This file is the loop as its users see it. [`builder`] makes it, [`sources`] is what it watches,
+//! [`turn`] is what it does when it runs, with its [`tasks`] for a part, and [`ending`] is its end.
 
 mod builder;
+mod ending;
 mod sources;
+mod tasks;
 mod turn;
 
 use std::any::{Any, TypeId};
@@ -38,6 +40,9 @@ thread_local! {
 /// The token of a loop's own notifier; no registration gets it.
 const WAKER: Token = Token(u64::MAX);
 
+/// Memory that one burst has needed is given back if it is more than this many elements.
+const KEEP_CAPACITY: usize = 1024;
+
 /// Waits for events and calls what is to be done about them, one thing at a time.
 ///
 /// A thread has at most one loop, and a loop never leaves its thread. Everything called by a loop
@@ -67,9 +72,9 @@ pub struct EventLoop {
     timers: TimerQueue,
     /// Tasks in the order they were posted or deferred, from whichever thread.
     tasks: RefCell<VecDeque<Task>>,
-    /// Lent to the inbox, which swaps its tasks in.
+    /// An empty list, which the inbox exchanges for its full one.
     incoming: RefCell<Vec<SendTask>>,
-    /// Sources that want to be called at the end of the turn.
+    /// Channels whose sources want to be called at the end of the turn.
     at_turn_end: RefCell<Vec<Token>>,
     /// User values that are out of use. Their `Drop` is user code, so it runs when nothing is
     /// borrowed, at the end of the turn.
@@ -77,8 +82,8 @@ pub struct EventLoop {
     signals: Signals,
     /// One value a type, for libraries on top; see [`EventLoop::local`].
     locals: RefCell<Vec<(TypeId, Rc<dyn Any>)>>,
-    /// There is more to do than events and timers: a task, a signal, the end of a turn, a value to
-    /// drop.
+    /// There may be more to do than events and timers: a task, a signal, the end of a turn, a value
+    /// to drop. Without it a turn does not look for them.
     has_work: Cell<bool>,
     phase: Cell<Phase>,
     quit: Cell<bool>,
@@ -88,7 +93,7 @@ pub struct EventLoop {
     counts: Counts,
     /// Present if slow callbacks are to be found.
     stopwatch: Option<Stopwatch>,
-    /// How it was made.
+    /// How it was made; the loops of a pool are made alike.
     settings: EventLoopBuilder,
     /// Neither `Send` nor `Sync`.
     _thread: PhantomData<*const ()>,
@@ -172,15 +177,15 @@ impl EventLoop {
         self.has_work.set(true);
     }
 
-    /// Calls `f` at `deadline`, never earlier. One that is in the past is due at once: when timers
-    /// run next, which is never inside the callback that asks for it.
+    /// Calls `f` at `deadline`, never earlier. A deadline in the past is due at once: that is when
+    /// timers run next, and never inside the callback that asks for it.
     pub fn run_at(&self, deadline: Instant, f: impl FnOnce(&EventLoop) + 'static) -> TimerId {
         let deadline = nanos(deadline.saturating_duration_since(self.origin));
         self.add_timer(deadline, Timer::Once(Box::new(f)))
     }
 
-    /// Calls `f` once `delay` is over, counted from this call; never earlier. `Duration::ZERO` is
-    /// when timers run next, before those that are due by then, and never inside the callback
+    /// Calls `f` once `delay` is over, counted from this call; never earlier. `Duration::ZERO` means
+    /// when timers run next, before all others that are due by then, and never inside the callback
     /// that asks for it. Delays of centuries are fine.
     ///
     /// The clock is monotonic: setting the time of day changes nothing. Timers are kept in ticks

@@ -14,8 +14,8 @@ impl EventLoop {
     /// Starts watching a channel's descriptor.
     ///
     /// # Errors
-    /// Those of [`Poller::add`](crate::Poller::add); the channel is then dropped. An error also if the loop has ended
-    /// or belongs to the parent of this forked process.
+    /// Those of [`Poller::add`](crate::Poller::add); the channel is then dropped. It is an error,
+    /// too, if the loop has ended or belongs to the parent of this forked process.
     pub fn register(&self, channel: Channel) -> io::Result<Token> {
         if let Err(e) = self.check_alive() {
             self.bury(Dead::Source(channel.source));
@@ -51,7 +51,7 @@ impl EventLoop {
         })?;
         let Registration { mode, watched, .. } = registration;
         let unchanged = interest == registration.interest && mode != Mode::OneShot;
-        // Without interest, and without a watch since it hung up: it stays so.
+        // With no interest in it, a channel that hung up need not be watched again.
         if unchanged && (watched || interest.is_empty()) {
             return Ok(());
         }
@@ -82,8 +82,8 @@ impl EventLoop {
     /// phase of I/O events, whenever some thread has used the notifier. It costs a descriptor.
     /// [`EventLoop::deregister`] ends it, by [`Notifier::token`]; dropping it does not.
     ///
-    /// Unlike [`LoopHandle::post`](crate::LoopHandle::post) it needs no allocation each time, `f` need not be `Send`, and
-    /// notifications [coalesce](Notifier).
+    /// Unlike the task of a [`LoopHandle::post`](crate::LoopHandle::post), `f` is made once, need not
+    /// be `Send`, and may be called once for several notifications, which [coalesce](Notifier).
     ///
     /// ```
     /// use ruduo_reactor::EventLoop;
@@ -127,17 +127,17 @@ impl EventLoop {
 
     pub(super) fn unwatch(&self, source: &dyn Source) {
         if self.handle.shared().is_forked() {
-            // The epoll instance is shared with the parent: this would end the parent's watch.
+            // The poller is shared with the parent, which would lose its registration.
             return;
         }
         if let Err(e) = self.poller.delete(source.as_fd()) {
-            // Somebody closed the descriptor behind our back. Nothing is watched then.
+            // Somebody closed the descriptor behind our back, which has ended the registration.
             log::debug!("deregistering a descriptor: {e}");
         }
     }
 
-    /// Has [`Source::on_turn_end`] called at the end of this turn; when called during that phase,
-    /// at the end of the next turn, which then does not wait.
+    /// Has [`Source::on_turn_end`] called at the end of this turn. A call that is made during that
+    /// phase means the end of the next turn, which then does not wait.
     pub fn at_turn_end(&self, token: Token) {
         self.at_turn_end.borrow_mut().push(token);
         self.has_work.set(true);

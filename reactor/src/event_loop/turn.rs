@@ -1,4 +1,4 @@
-//! One turn of the loop, and the end of it all.
+//! One turn of the loop: the heart.
 //!
 //! ```text
 //!   wait ──▶ I/O events ──▶ timers due ──▶ tasks ──▶ end of turn ──┐
@@ -8,7 +8,8 @@
 //!
 //! The wait lasts until the next timer's deadline, and not at all if tasks are left or a source
 //! asked for the end of a turn. Each phase works off what was there when it began; what callbacks
-//! add comes later, so none of them can keep the others waiting for ever.
+//! add comes later, so none of them can keep the others waiting for ever. The tasks have a file of
+//! their own, [`tasks`](super::tasks), and so has the [end](super::ending) of a loop.
 //!
 //! Most turns have events and nothing else. Whatever gives the loop more to do says so in
 //! `has_work`, and without that a turn does not look for it.
@@ -16,31 +17,27 @@
 //! No cell of the loop is borrowed while user code runs: a phase takes one thing out, lets go of
 //! the cell, and calls. User code hides in `Drop` too, so values are dropped in that manner, at
 //! the end of the turn.
+//!
+//! `inline(always)` is on what every turn does, and `inline(never)` on what only some turns do: so
+//! the code of the usual turn is short and in one piece.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::{Dead, EventLoop, Phase, WAKER};
+use super::{Dead, EventLoop, KEEP_CAPACITY, Phase, WAKER};
 use crate::channel::{Registration, Source};
 use crate::handle::PostError;
 use crate::metrics;
 use crate::poller::{Event, Events, Ready};
 use crate::stopwatch::Stopwatch;
 use crate::sys;
-use crate::sys::task::SendTask;
 use crate::timer::Timer;
+use crate::token::Token;
 
 /// Events taken from the kernel at a time.
 const MAX_EVENTS: usize = 1024;
-
-/// A turn runs at most this many tasks, for at most this long. The rest comes first in the next.
-const MAX_TASKS: usize = 10_000;
-const MAX_TASK_TIME: Duration = Duration::from_millis(5);
-
-/// Memory that one burst has needed is given back if it is more than this many elements.
-const KEEP_CAPACITY: usize = 1024;
 
 impl EventLoop {
     /// Runs until somebody calls [`quit`](EventLoop::quit).
@@ -59,7 +56,7 @@ impl EventLoop {
             Phase::Ended => return misuse("it has ended, and a loop runs once"),
             Phase::New => self.phase.set(Phase::Running),
         }
-        crate::sys::current::enter(self, || {
+        sys::current::enter(self, || {
             let outcome = self.turn_until_quit();
             self.end();
             // The last tasks may have forked, and this is the child.
@@ -69,7 +66,7 @@ impl EventLoop {
 
     fn turn_until_quit(&self) -> io::Result<()> {
         let mut events = Events::with_capacity(MAX_EVENTS);
-        // A handle's quit arrives with the tasks; one from before `run` is here already.
+        // A handle's `quit` comes by the inbox, and may have come before `run`.
         self.collect_incoming();
         while self.goes_on()? {
             self.turn(&mut events)?;
@@ -107,16 +104,8 @@ impl EventLoop {
         Ok(())
     }
 
-    /// After a callback, if slow ones are to be found.
-    #[inline(always)]
-    fn lap(&self, what: impl FnOnce() -> String) {
-        if let Some(stopwatch) = self.stopwatch() {
-            stopwatch.lap(what);
-        }
-    }
-
-    /// Before the wait, and between phases, whether to go on. A callback may have
-    /// told the loop to quit, or forked, and this is the child.
+    /// Whether to go on, asked before the wait and between phases. A callback may have told the loop
+    /// to quit; or it may have forked, and this is the child, for which that is an error.
     #[inline(always)]
     fn goes_on(&self) -> io::Result<bool> {
         if self.handle.shared().is_forked() {
@@ -153,8 +142,9 @@ impl EventLoop {
         }
     }
 
-    /// Looks again and again, for as long as is allowed, and returns whether there is something to
-    /// do. Nobody has to wake a loop that looks, so other threads save their system call too.
+    /// Looks for events again and again, for as long as the settings allow, and returns whether there
+    /// is something to do. Nobody has to wake a loop that looks, so other threads save their system
+    /// call too.
     #[cold]
     #[inline(never)]
     fn poll_busily(&self, events: &mut Events) -> io::Result<bool> {
@@ -186,7 +176,7 @@ impl EventLoop {
         Some(Duration::from_nanos(expiry.saturating_sub(self.clock())))
     }
 
-    /// The batch of events, in the kernel's order.
+    /// Calls the channels of a batch of events, in the kernel's order.
     fn dispatch(&self, events: &Events) {
         let next = Cell::new(0);
         let deliver_rest = || {
@@ -203,7 +193,8 @@ impl EventLoop {
         });
     }
 
-    /// A function of its own so that nothing but `next` lives in memory.
+    /// A function of its own: within the closure that is guarded against panics, the compiler would
+    /// keep all variables in memory, and not `next` alone.
     #[inline(never)]
     fn deliver_rest(&self, events: &Events, next: &Cell<usize>) {
         for event in events.iter_from(next.get()) {
@@ -247,7 +238,7 @@ impl EventLoop {
             return;
         }
         if registration.interest.is_empty() {
-            // An error or hang-up nobody waits for would be reported by every wait from now on.
+            // Every wait from now on would report this error or hang-up, for which nobody waits.
             self.unwatch(&*source);
             self.channels.set(event.token, Registration { watched: false, ..registration });
         }
@@ -260,7 +251,7 @@ impl EventLoop {
         self.has_work.set(true);
     }
 
-    /// Timers whose deadline is over.
+    /// Calls the timers whose deadline has passed.
     #[inline(never)]
     fn fire_timers(&self) {
         // After the I/O callbacks the time of the turn may be old.
@@ -296,120 +287,9 @@ impl EventLoop {
         self.timers.end_batch(due);
     }
 
+    /// Calls the sources that asked for the end of the turn.
     #[inline(always)]
-    fn has_tasks(&self) -> bool {
-        self.handle.shared().inbox.is_pending()
-            || !self.tasks.borrow().is_empty()
-            || self.signals.may_have_arrived()
-    }
-
-    /// Signals, then tasks: those that are there now, within bounds of number and time.
-    #[inline(never)]
-    fn run_tasks(&self) {
-        self.call_signal_handlers();
-        self.collect_incoming();
-        let waiting = self.tasks.borrow().len();
-        self.run_some(waiting.min(MAX_TASKS));
-        self.forget_burst(waiting);
-    }
-
-    /// Gives the memory of a burst of tasks back when it is over: few of them were `waiting`, or there
-    /// are no more. While it lasts the memory would only be asked for again in the next turn.
-    fn forget_burst(&self, waiting: usize) {
-        let mut tasks = self.tasks.borrow_mut();
-        // All tasks come through this queue, so the other two have never held more at once.
-        if tasks.capacity() <= KEEP_CAPACITY {
-            return;
-        }
-        let inbox = &self.handle.shared().inbox;
-        let few = waiting < tasks.capacity() / 4;
-        if few || (tasks.is_empty() && !inbox.is_pending()) {
-            tasks.shrink_to(KEEP_CAPACITY);
-            self.incoming.borrow_mut().shrink_to(KEEP_CAPACITY);
-            inbox.shrink_to(KEEP_CAPACITY);
-        }
-    }
-
-    /// Those that were accepted before the end. Also now no more of them at a time than in a turn:
-    /// what they send leaves in between, and limits are watched.
-    fn run_last_tasks(&self) {
-        let mut left = self.tasks.borrow().len();
-        loop {
-            left -= self.run_some(left.min(MAX_TASKS));
-            if self.handle.shared().is_forked() {
-                return;
-            }
-            self.call_turn_ends();
-            self.drop_dead();
-            if left == 0 {
-                break;
-            }
-        }
-    }
-
-    /// Runs the first `count` tasks, as many of them as a turn has time for, but one at least.
-    /// Returns how many that were.
-    fn run_some(&self, count: usize) -> usize {
-        // A single task needs no clock.
-        let clock = RefCell::new((count > 1).then(TaskClock::start));
-        let go_on = || clock.borrow_mut().as_mut().is_some_and(TaskClock::has_time);
-        let done = Cell::new(0);
-        let run_next = || {
-            if done.get() == count || (done.get() > 0 && !go_on()) {
-                return false;
-            }
-            done.set(done.get() + 1);
-            let task = self.tasks.borrow_mut().pop_front();
-            let Some(task) = task else { return false };
-            task.run(self);
-            self.lap(|| "a task".to_owned());
-            true
-        };
-        self.each("a task", run_next, || {});
-        metrics::add(&self.counts.tasks, done.get());
-        done.get()
-    }
-
-    fn call_signal_handlers(&self) {
-        let arrived = self.signals.take_arrived();
-        let next = Cell::new(0);
-        let call_next = || {
-            let Some(id) = arrived.get(next.get()).copied() else { return false };
-            next.set(next.get() + 1);
-            if let Some((signal, mut handler)) = self.signals.start(id) {
-                handler(self, signal);
-                self.lap(|| format!("the handler of {signal}"));
-                if let Err(removed) = self.signals.finish(id, handler) {
-                    self.bury(Dead::Signal(removed));
-                }
-            }
-            true
-        };
-        self.each("a signal handler", call_next, || {
-            if let Some(culprit) = arrived.get(next.get() - 1) {
-                self.remove_signal(*culprit);
-            }
-        });
-    }
-
-    /// Moves what other threads have posted behind the tasks that are here already.
-    pub(super) fn collect_incoming(&self) {
-        let inbox = &self.handle.shared().inbox;
-        // In a forked child the lock may be held by a thread that exists only in the parent.
-        if !inbox.is_pending() || self.handle.shared().is_forked() {
-            return;
-        }
-        let mut incoming = self.incoming.borrow_mut();
-        if inbox.take(&mut incoming) {
-            self.quit.set(true);
-        }
-        self.tasks.borrow_mut().extend(incoming.drain(..).map(SendTask::into_task));
-        self.has_work.set(true);
-    }
-
-    /// Sources that asked to be called at the end of the turn.
-    #[inline(always)]
-    fn call_turn_ends(&self) {
+    pub(super) fn call_turn_ends(&self) {
         if !self.at_turn_end.borrow().is_empty() {
             self.call_turn_ends_now();
         }
@@ -467,101 +347,34 @@ impl EventLoop {
         }
     }
 
-    fn tell_of_panic(&self, token: crate::Token) {
-        if let Some((source, _)) = self.channels.get(token)
-            && self.isolate("on_panic", || source.on_panic(self, token)).is_err()
-        {
-            self.deregister(token);
-        }
-    }
-
     /// Takes steps until one returns false. A panic ends only the step it happens in;
     /// `after_panic` cleans up after it.
-    fn each(&self, what: &str, step: impl Fn() -> bool, after_panic: impl Fn()) {
+    pub(super) fn each(&self, what: &str, step: impl Fn() -> bool, after_panic: impl Fn()) {
         while self.catch(&what, || while step() {}).is_err() {
             self.lap(|| what.to_owned());
             after_panic();
         }
     }
 
-    /// Lets go of everything: of a loop that has run, and of one that never did.
-    pub(super) fn end(&self) {
-        if self.phase.get() == Phase::Ended || self.handle.shared().is_forked() {
-            return;
+    /// After a callback, if slow ones are to be found.
+    #[inline(always)]
+    pub(super) fn lap(&self, what: impl FnOnce() -> String) {
+        if let Some(stopwatch) = self.stopwatch() {
+            stopwatch.lap(what);
         }
-        // Also of a loop that never ran, so that the last tasks cannot run it.
-        self.phase.set(Phase::Running);
-        if let Some(stopwatch) = &self.stopwatch {
-            stopwatch.begin();
-        }
-        // From here on posts are refused; what was accepted runs.
-        let last = self.handle.shared().close();
-        self.tasks.borrow_mut().extend(last.into_iter().map(SendTask::into_task));
-        self.run_last_tasks();
-        if self.handle.shared().is_forked() {
-            // By one of them. What is left is the parent's.
-            return;
-        }
+    }
 
-        self.phase.set(Phase::Ended);
-        for token in self.channels.tokens() {
-            if let Some((source, _)) = self.channels.get(token) {
-                let end = || source.on_loop_end(self, token);
-                if self.isolate("the handler of a loop's end", end).is_err() {
-                    self.tell_of_panic(token);
-                }
-            }
+    pub(super) fn tell_of_panic(&self, token: Token) {
+        if let Some((source, _)) = self.channels.get(token)
+            && self.isolate("on_panic", || source.on_panic(self, token)).is_err()
+        {
             self.deregister(token);
         }
-        self.bury_the_rest();
-        self.drop_dead();
-    }
-
-    fn bury_the_rest(&self) {
-        let tasks = self.tasks.take();
-        if !tasks.is_empty() {
-            log::debug!("{} tasks deferred by the last ones of a loop are dropped", tasks.len());
-        }
-        let mut graveyard = self.graveyard.borrow_mut();
-        graveyard.extend(tasks.into_iter().map(Dead::Task));
-        graveyard.extend(self.timers.clear().map(Dead::Timer));
-        graveyard.extend(self.signals.clear().map(Dead::Signal));
-        graveyard.extend(self.locals.take().into_iter().map(|(_, value)| Dead::Local(value)));
     }
 }
 
-/// What a log line calls a source; it was asked for before the source was called, which may have
-/// ended it.
+/// What a log line calls a source. The source was looked up before it was called, for the call may
+/// have ended it.
 fn name(source: Option<(Rc<dyn Source>, Registration)>) -> String {
     source.map_or_else(|| "a channel that is gone".to_owned(), |(source, _)| source.name())
-}
-
-/// Tells when the tasks of a turn have had their time. Reading the clock costs as much as a small
-/// task, so it is read after 1, 2, 4, ... 64 tasks as long as they are quick.
-struct TaskClock {
-    start: Instant,
-    last: Instant,
-    stride: u32,
-    until_look: u32,
-}
-
-impl TaskClock {
-    fn start() -> TaskClock {
-        let now = Instant::now();
-        TaskClock { start: now, last: now, stride: 1, until_look: 1 }
-    }
-
-    /// To be asked after each task.
-    fn has_time(&mut self) -> bool {
-        self.until_look -= 1;
-        if self.until_look > 0 {
-            return true;
-        }
-        let now = Instant::now();
-        let quick = now - self.last < MAX_TASK_TIME / 16;
-        self.stride = if quick { (self.stride * 2).min(64) } else { 1 };
-        self.until_look = self.stride;
-        self.last = now;
-        now - self.start < MAX_TASK_TIME
-    }
 }
