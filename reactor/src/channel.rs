@@ -48,7 +48,8 @@ pub trait Source: 'static {
     /// The descriptor. The same one for as long as the source is registered.
     fn as_fd(&self) -> BorrowedFd<'_>;
 
-    /// The descriptor is ready. `self` is held by the loop, and so outlives a deregistration in here.
+    /// The descriptor is ready. The loop holds `self` meanwhile, so it outlives a deregistration in
+    /// here.
     fn on_event(self: Rc<Self>, event_loop: &EventLoop, event: Event);
 
     /// The end of a turn for which [`EventLoop::at_turn_end`] was called.
@@ -131,11 +132,11 @@ pub(crate) struct Channels {
     slab: RefCell<Slab<Entry>>,
     /// That of the last token.
     generation: Cell<u32>,
-    /// The most there were at once since a burst was last over.
+    /// The most there were at once, since the end of the last burst.
     peak: Cell<usize>,
 }
 
-/// So many channels at once are a burst, whose memory goes back when a quarter of them is left.
+/// This many channels at once are a burst. Its memory goes back when a quarter of them is left.
 const BURST: usize = 1024;
 
 struct Entry {
@@ -179,7 +180,7 @@ impl Channels {
         Some((entry.source, entry.registration))
     }
 
-    /// True once after each burst.
+    /// Whether a burst is over: true once after each.
     pub(crate) fn is_burst_over(&self) -> bool {
         let mut slab = self.slab.borrow_mut();
         let over = self.peak.get() >= BURST && slab.len() <= self.peak.get() / 4;
@@ -197,10 +198,10 @@ impl Channels {
         (entry.token == token).then(|| (Rc::clone(&entry.source), entry.registration))
     }
 
-    /// The source, if an event tells it nothing but what it waits for: the common case.
+    /// The source, if the event is one that it waits for and nothing more: the common case.
     #[inline(always)]
     pub(crate) fn get_waiting(&self, event: Event) -> Option<Rc<dyn Source>> {
-        // Not `borrow`, which counts its borrowers.
+        // Cheaper than `borrow`, which counts its borrowers.
         let slab = self.slab.borrow_mut();
         let entry = slab.get(event.token.index())?;
         let found = entry.token == event.token && entry.registration.interest.covers(event.ready);

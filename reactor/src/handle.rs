@@ -26,8 +26,8 @@ pub struct LoopHandle {
 pub(crate) struct Shared {
     pub(crate) inbox: Inbox<SendTask>,
     pub(crate) waker: Notifier,
-    pub(crate) thread: ThreadId,
-    pub(crate) fork_generation: u32,
+    thread: ThreadId,
+    fork_generation: u32,
     ended: AtomicBool,
     load: AtomicUsize,
 }
@@ -63,8 +63,8 @@ impl LoopHandle {
     /// never blocks, and wakes the loop only if it sleeps.
     ///
     /// # Errors
-    /// [`PostError`], when the loop takes no more tasks. A task that was accepted does run, also
-    /// when the loop is told to quit right after.
+    /// [`PostError`] if the loop takes no more tasks. A task that was accepted does run, even if the
+    /// loop is told to quit right after.
     ///
     /// ```
     /// use ruduo_reactor::EventLoop;
@@ -116,19 +116,19 @@ impl LoopHandle {
         })
     }
 
-    /// How many pieces of work (connections) are placed on the loop, as its users have told by
-    /// the two methods below. [`Placement::LeastConnections`](crate::Placement) compares it.
+    /// How many pieces of work (connections) are placed on the loop, as counted by the two methods
+    /// below. [`Placement::LeastConnections`](crate::Placement) goes by it.
     #[must_use]
     pub fn load(&self) -> usize {
         self.shared.load.load(Ordering::Relaxed)
     }
 
-    /// Tells that a piece of work has been placed on the loop.
+    /// Counts a piece of work that has been placed on the loop.
     pub fn add_load(&self) {
         self.shared.load.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Tells that one has ended.
+    /// Counts one that has ended.
     pub fn remove_load(&self) {
         self.shared.load.fetch_sub(1, Ordering::Relaxed);
     }

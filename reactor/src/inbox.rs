@@ -1,7 +1,7 @@
 //! What other threads leave for a loop, and when they must wake it.
 //!
-//! A wakeup is a system call, so it is made only when the loop sleeps, and by one of the posters
-//! only. One flag decides, which both sides exchange and never merely write:
+//! A wakeup is a system call, so it is made only when the loop sleeps, and by only one of the
+//! posters. One flag decides, which both sides exchange and never merely write:
 //!
 //! ```text
 //!        poster                                     loop, before it waits
@@ -12,9 +12,9 @@
 //!
 //! All exchanges of one variable have one order, and each sees what was done before the earlier
 //! ones. If the loop's comes first, the poster finds true and wakes it; if the poster's comes
-//! first, the loop finds PENDING. An exchange costs what the fence would that plain writes need
-//! here, and only a loop that is about to block pays it. `tests` below lets loom try the
-//! interleavings.
+//! first, the loop finds PENDING. (With plain writes, both sides would need a fence, which costs as
+//! much as the exchange; and of loops, only one that is about to block pays it.) `tests` below lets
+//! loom try the interleavings.
 
 #[cfg(not(loom))]
 use std::sync::{
@@ -35,7 +35,7 @@ pub(crate) struct Inbox<T> {
     queue: Mutex<Queue<T>>,
     /// The queue holds something new. Written under the lock, read by the loop without it.
     pending: AtomicBool,
-    /// The loop waits, or is about to: the next poster wakes it.
+    /// The loop sleeps, or is about to: the next poster wakes it.
     asleep: AtomicBool,
 }
 
@@ -114,7 +114,8 @@ impl<T> Inbox<T> {
         queue.quit
     }
 
-    /// Loop only, when a burst is over: gives back what memory is not needed, but for so many tasks.
+    /// Loop only, when a burst is over: gives back the memory that is not needed, except room for
+    /// `capacity` tasks.
     pub(crate) fn shrink_to(&self, capacity: usize) {
         self.lock().tasks.shrink_to(capacity);
     }

@@ -1,8 +1,8 @@
 //! Keeping one callback's panic from the others.
 //!
-//! The loop catches panics once a batch, not once a callback: the closure below runs until the
-//! batch is done or something panics, and is called again for the rest. So isolation costs nothing
-//! when nobody panics.
+//! The loop catches panics once for each batch of callbacks and not for each callback: the closure
+//! that `catch` guards runs until the batch is done or something panics, and is called again for the
+//! rest. So isolation costs nothing when nobody panics.
 
 use std::any::Any;
 use std::fmt::Display;
@@ -45,7 +45,7 @@ impl EventLoop {
         outcome
     }
 
-    /// The same for code that looks after its own time: a batch.
+    /// The same for a batch, which tells the stopwatch of each callback itself.
     #[inline(always)]
     pub(crate) fn catch<R>(
         &self,

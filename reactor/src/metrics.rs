@@ -25,7 +25,8 @@ use std::time::Duration;
 pub struct LoopMetrics {
     /// Turns begun.
     pub turns: u64,
-    /// Events that the kernel reported: one a descriptor and turn, wakeups by other threads included.
+    /// Events that the kernel reported, at most one for each descriptor and turn; wakeups by other
+    /// threads are among them.
     pub events: u64,
     /// Tasks run, deferred and posted ones.
     pub tasks: u64,
@@ -36,8 +37,8 @@ pub struct LoopMetrics {
     /// Callbacks that took longer than
     /// [`slow_callback`](crate::EventLoopBuilder::slow_callback) allows; 0 if that is off.
     pub slow_callbacks: u64,
-    /// The longest time for which one callback kept the loop from everything else: of those in the
-    /// last 10 s, and of up to 10 s before. Zero if that is not watched, see
+    /// The longest time for which one callback has lately kept the loop from everything else, in the
+    /// last 10 s at least and the last 20 s at most. Zero if slow callbacks are not looked for, see
     /// [`slow_callback`](crate::EventLoopBuilder::slow_callback).
     pub lag: Duration,
 }

@@ -156,7 +156,7 @@ impl LoopPoolBuilder<'_> {
         Self { threads, ..self }
     }
 
-    /// What the threads are called: this and a number.
+    /// What the threads are called: this name and a number.
     pub fn name(self, name: impl Into<String>) -> Self {
         Self { name: name.into(), ..self }
     }
@@ -166,8 +166,8 @@ impl LoopPoolBuilder<'_> {
         Self { placement, ..self }
     }
 
-    /// Binds each thread to one CPU, in turn, of those the calling thread may use. On Linux,
-    /// FreeBSD and DragonFly; elsewhere `start` then fails with `Unsupported`.
+    /// Binds each thread to one of the CPUs that the calling thread may use, which take turns. On
+    /// Linux, FreeBSD and DragonFly; elsewhere `start` then fails with `Unsupported`.
     pub fn pin_to_cpus(self, pin_to_cpus: bool) -> Self {
         Self { pin_to_cpus, ..self }
     }
@@ -177,8 +177,8 @@ impl LoopPoolBuilder<'_> {
         Self { event_loops, ..self }
     }
 
-    /// What to call with each loop before it runs, once a loop, on its thread; with no threads,
-    /// with the base loop.
+    /// What to call with each loop before it runs, once for each, on its thread; if there are no
+    /// threads, once with the base loop.
     pub fn on_start(
         self,
         on_start: impl Fn(&EventLoop) -> io::Result<()> + Send + Sync + 'static,

@@ -3,10 +3,10 @@
 //! The kernel's handler (in `sys::signal`) only sets a flag and wakes the loop, which looks at the
 //! flags here and calls the functions in its task phase, where they may do anything.
 //!
-//! A handler may do little more than `write`. A loop whose waker is not written to, for it is an
-//! event of kqueue, gets a pipe for this. (kqueue has EVFILT_SIGNAL. It is told of a signal before
-//! the handler runs, also of one that is ignored, and on macOS not of one that was sent to a thread,
-//! by raise(3) for example: a second mechanism, and not the same.)
+//! The kernel's handler may do little more than `write`. So a loop whose waker is an event of kqueue,
+//! to which nothing can be written, gets a pipe for this. (kqueue's own EVFILT_SIGNAL would not do
+//! the same: it reports a signal before the handler runs, even one that is ignored, and on macOS not
+//! one that was sent to a thread, as by raise(3).)
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -30,7 +30,7 @@ pub(crate) struct Signals {
     next_id: Cell<u64>,
     /// The loop has been woken, perhaps by a signal, since the flags were last looked at.
     woken: Cell<bool>,
-    /// What handlers write to if it is not the waker.
+    /// What the kernel's handler writes to, if it is not the waker.
     pipe: RefCell<Option<Notifier>>,
 }
 
@@ -79,8 +79,8 @@ impl Signals {
         Installed::new(signal as i32, write_end)
     }
 
-    /// Takes a function out, with its callback unless that is running. The last one of a signal
-    /// brings the previous action back.
+    /// Takes a function out; `Some(None)` if it is running at this moment. With the last one of a
+    /// signal, the signal's previous action comes back.
     pub(crate) fn remove(&self, id: SignalId) -> Option<Option<Callback>> {
         let mut handlers = self.handlers.borrow_mut();
         let index = handlers.iter().position(|handler| handler.id == id)?;

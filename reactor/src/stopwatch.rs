@@ -19,11 +19,11 @@ pub(crate) struct Stopwatch {
     longest: Cell<Longest>,
     slow_callbacks: Cell<u64>,
     last_line: Cell<Option<Instant>>,
-    /// Callbacks that were too slow and got no line.
+    /// Callbacks that were too slow and got no line of their own.
     unreported: Cell<u64>,
 }
 
-/// When a callback inside another one began, and the other one.
+/// When a callback that runs inside another one began, and when the other one did.
 pub(crate) struct Inner {
     began: Instant,
     outer: Instant,
@@ -70,8 +70,8 @@ impl Stopwatch {
         }
     }
 
-    /// A callback inside another one has returned. Its time, and that of others inside it, is not
-    /// the other one's.
+    /// A callback inside another one has returned. The time that it took does not count for the other
+    /// one.
     pub(crate) fn end_inner(&self, inner: Inner, what: impl FnOnce() -> String) {
         self.lap(what);
         self.since.set(inner.outer + (self.since.get() - inner.began));
@@ -108,8 +108,8 @@ impl Stopwatch {
     }
 }
 
-/// The longest time of a window that is not yet over, and of the one before. So whoever asks, and
-/// however often, hears of each for a window's time at least.
+/// The longest time in a window that is not yet over, and in the one before. So whoever asks, however
+/// often, hears of a slow callback for at least as long as a window.
 #[derive(Clone, Copy)]
 struct Longest {
     since: Instant,

@@ -60,7 +60,7 @@ impl LoopThread {
         let thread = thread::Builder::new().name(name.to_owned()).spawn(body).map_err(context)?;
         match started.recv() {
             Ok(handle) => Ok(LoopThread { handle, thread: Some(thread) }),
-            // The sender is gone: the thread ended before it had a running loop.
+            // The thread dropped its sender: it ended before its loop was ready.
             Err(_) => Err(context(
                 join(thread)
                     .err()

@@ -1,4 +1,4 @@
-//! Names for registered descriptors that can't be mistaken for their successors.
+//! Names for registered descriptors, none of which can be mistaken for that of a successor.
 
 use std::fmt;
 

@@ -7,21 +7,21 @@
 //! 2. `wait` reports at most one [`Event`] per descriptor and call: what the kernel tells of
 //!    reading and of writing is merged first, so that one batch never calls a channel twice.
 //! 3. [`Ready::ERROR`] and [`Ready::HANGUP`] are reported whatever the interest is, also with an
-//!    empty one. A level-triggered registration repeats them for ever: see
-//!    [`Interest::NONE`]. Who waits for one direction only may be told of a hang-up by being ready
-//!    alone: the read or write then says so.
+//!    empty one. A level-triggered registration repeats them for ever: see [`Interest::NONE`].
+//!    Where only one direction is waited for, a hang-up may be reported as mere readiness in that
+//!    direction: the read or write then tells the rest.
 //! 4. Level: reported as long as the condition holds. Edge: reported when it begins; the caller
 //!    reads or writes until `WouldBlock`. One-shot: reported once, then silent until `modify`. In
 //!    every mode `add` and `modify` report what holds already.
-//! 5. Spurious readiness is allowed. A `WouldBlock` after an event is nothing.
+//! 5. Spurious readiness is allowed: a `WouldBlock` after an event is no error.
 //! 6. `delete` comes before the descriptor is closed. epoll(7) keeps watching a closed descriptor
 //!    while a duplicate of it lives, in a forked child for example, and then nobody can remove it.
-//! 7. Timeouts round up and survive `Duration::MAX`. `wait` may return early and empty (after a
-//!    signal, for example), never late by rounding.
+//! 7. Timeouts are rounded up, and `Duration::MAX` is one like others. `wait` may return early and
+//!    without events, after a signal for example, but not because a timeout was rounded down.
 //! 8. A notifier made by the poller ends a `wait` in progress, or else the next one, from any
 //!    thread; everything else is done by the one thread that waits. A notifier has a descriptor of
-//!    its own, by which `delete` knows it: where the kernel needs none for it (EVFILT_USER), that
-//!    is a duplicate of the poller's.
+//!    its own, by which `delete` knows it. Where the kernel needs none (EVFILT_USER), it is a
+//!    duplicate of the poller's.
 //! 9. Regular files, directories and block devices, which are always ready, are refused, although
 //!    some kernels could report that: a program then meets the error wherever it is first run.
 
@@ -77,7 +77,7 @@ impl Interest {
     /// event by deleting it. The [`EventLoop`](crate::EventLoop) does that itself.
     pub const NONE: Interest = Interest::empty();
 
-    /// Whether an event tells nothing but what this interest asks for.
+    /// Whether nothing in `ready` goes beyond what this interest asks for.
     #[inline]
     pub(crate) fn covers(self, ready: Ready) -> bool {
         ready.bits() & !self.bits() == 0
@@ -123,20 +123,6 @@ struct RawEvent {
     u64: u64,
 }
 
-fn raw_event(token: Token, ready: Ready) -> RawEvent {
-    RawEvent { events: u32::from(ready.bits()), u64: token.0 }
-}
-
-/// poll(2) and some kqueues call them ready, always, and epoll(7) refuses them.
-fn refuse_files(fd: BorrowedFd<'_>) -> io::Result<()> {
-    let kind = SFlag::from_bits_truncate(fstat(fd)?.st_mode & SFlag::S_IFMT.bits());
-    if [SFlag::S_IFREG, SFlag::S_IFDIR, SFlag::S_IFBLK].contains(&kind) {
-        let why = "files and block devices are always ready and can't be watched";
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-    }
-    Ok(())
-}
-
 impl Events {
     /// Room for `capacity` events (at least one). Descriptors that are ready beyond that are
     /// reported by the next wait.
@@ -153,7 +139,7 @@ impl Events {
     pub(crate) fn iter_from(&self, first: usize) -> impl Iterator<Item = Event> + '_ {
         self.list[first..].iter().map(|raw| Event {
             token: Token(raw.u64),
-            // The bits of `Ready` are epoll's; those it lacks are never asked for.
+            // The bits of `Ready` are those of epoll; others were never asked for.
             ready: Ready::from_bits_truncate(raw.events as u8),
         })
     }
@@ -323,10 +309,11 @@ impl Poller {
     }
 
     /// Waits until something is ready, a notifier is used or `timeout` (`None`: for ever) is over,
-    /// and replaces the contents of `events`. A wait may end early, with no events: a signal does that.
+    /// and replaces the contents of `events`. A wait may end early, with no events: a signal does
+    /// that.
     ///
     /// # Errors
-    /// None that a correct program meets; what the kernel says otherwise.
+    /// What the kernel says; a correct program meets none.
     pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         match self.backend.wait(&mut events.list, timeout) {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {
@@ -380,4 +367,20 @@ impl fmt::Debug for Poller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Poller").field("kind", &self.kind).finish_non_exhaustive()
     }
+}
+
+/// An event as a backend fills it in.
+fn raw_event(token: Token, ready: Ready) -> RawEvent {
+    RawEvent { events: u32::from(ready.bits()), u64: token.0 }
+}
+
+/// Refuses what rule 9 names, for the backends whose kernel does not: poll(2) and some kqueues call
+/// files ready at all times.
+fn refuse_files(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let kind = SFlag::from_bits_truncate(fstat(fd)?.st_mode & SFlag::S_IFMT.bits());
+    if [SFlag::S_IFREG, SFlag::S_IFDIR, SFlag::S_IFBLK].contains(&kind) {
+        let why = "files and block devices are always ready and can't be watched";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    Ok(())
 }

@@ -1,9 +1,9 @@
 //! Events that a program makes itself.
 //!
-//! A descriptor that the poller watches and that any thread may write to; or, of kqueue, an event
-//! that needs none. Several kinds, one contract: after [`Notifier::notify`] returns, the wait in
-//! progress ends, or the next one returns at once, with an event of the notifier's token. A loop's
-//! own notifier is how other threads wake it.
+//! A notifier is a descriptor that the poller watches and that any thread may write to; with
+//! kqueue it can be an event that needs none. There are several kinds, with one contract: once
+//! [`Notifier::notify`] has been called, the wait in progress ends, or the next one returns at
+//! once, with an event of the notifier's token. Other threads wake a loop by its own notifier.
 
 use std::fmt;
 use std::io;
@@ -52,9 +52,9 @@ impl fmt::Display for NotifierKind {
 /// [`EventLoop`](crate::EventLoop) that made it. Cheap to clone; clones are the same notifier.
 ///
 /// Notifications coalesce: several of them before the event is taken may be seen as one, so an
-/// event says "at least once". What was written to memory before `notify` is seen by who takes the
-/// event, if it is written and read with a lock or atomics, as always between threads. None is
-/// lost: one that comes after [`Notifier::acknowledge`] makes an event of its own.
+/// event says "at least once". None is lost: a notification after [`Notifier::acknowledge`] makes an
+/// event of its own. It carries no data. What it is about is written to memory before `notify` and
+/// read after the event, with a lock or atomics, as always between threads.
 ///
 /// [`EventLoop::notifier`](crate::EventLoop::notifier) makes one with a callback. With a bare poller it is an event among the
 /// others:
@@ -102,9 +102,9 @@ enum MadeOf {
 }
 
 impl Notifier {
-    /// A notifier that nobody watches yet. With `edges` its poller tells each write from the one
-    /// before: then a counter need not be read between notifications, which saves a system call
-    /// each. Pipes are always read, for they fill up.
+    /// A notifier that no poller watches yet. `edges` says that its poller reports each write to a
+    /// counter as an edge of its own: then the counter need not be read between notifications,
+    /// which saves a system call each time. Pipes are read in any case, for they fill up.
     pub(crate) fn new(token: Token, kind: NotifierKind, edges: bool) -> io::Result<Notifier> {
         let made_of = match kind {
             #[cfg(target_os = "linux")]
@@ -145,19 +145,17 @@ impl Notifier {
     }
 
     /// Makes the event happen: ends the poller's wait, or its next one. From any thread; never
-    /// blocks. Once the poller or loop has ended it does nothing. A forked child has no use for
-    /// its parent's notifiers.
-    ///
-    /// A full pipe is success: the event is already in it.
+    /// blocks. Once the poller or loop has ended it does nothing. A forked child must not use its
+    /// parent's notifiers.
     ///
     /// # Errors
-    /// None that a correct program meets; what the kernel says otherwise.
+    /// What the kernel says; a correct program meets none.
     pub fn notify(&self) -> io::Result<()> {
         match &self.inner.made_of {
             #[cfg(target_os = "linux")]
             MadeOf::Eventfd(fd) => match retry(|| fd.write(1)) {
                 // Nobody has read for 2^64 - 2 notifications. The counter must change to make a
-                // new edge: empty it, then write again.
+                // new edge, so it is emptied and written to again.
                 Err(Errno::EAGAIN) => {
                     let _ = retry(|| fd.read());
                     match retry(|| fd.write(1)) {
@@ -171,15 +169,16 @@ impl Notifier {
             #[cfg(kqueue)]
             MadeOf::UserEvent(queue) => queue.trigger(),
             MadeOf::Pair { write, .. } => match retry(|| unistd::write(write, &[1])) {
+                // A full pipe is success: the event is in it already.
                 Ok(_) | Err(Errno::EAGAIN) => Ok(()),
                 Err(e) => Err(e.into()),
             },
         }
     }
 
-    /// Takes note of the notifications so far, so that the poller's wait can block again. To be
-    /// called by the thread that waits, once for each event of the notifier, *before* it looks at
-    /// what it was notified of. A loop does it itself.
+    /// Takes note of the notifications so far, so that the poller's wait can block again. The thread
+    /// that waits calls this once for each event of the notifier, *before* it looks at what the
+    /// notification was about. A loop does it by itself.
     pub fn acknowledge(&self) {
         if !self.inner.drained {
             return;
@@ -190,12 +189,12 @@ impl Notifier {
                 // One read sets the counter to zero; an error means that it is.
                 let _ = retry(|| fd.read());
             }
-            // It is seen by being told of.
+            // The kernel has taken it off its list by reporting it.
             #[cfg(kqueue)]
             MadeOf::UserEvent(_) => {}
             MadeOf::Pair { read, .. } => {
                 let mut scratch = [0; 256];
-                // A short read means empty; anything but data, that there is nothing to drain.
+                // A short read has emptied it; so has an error, or an end.
                 while retry(|| unistd::read(read, &mut scratch)) == Ok(scratch.len()) {}
             }
         }
@@ -212,7 +211,7 @@ impl Notifier {
         if self.inner.drained { Mode::Level } else { Mode::Edge }
     }
 
-    /// Where a signal handler writes its eight bytes, if it is made of something to write to.
+    /// Where a signal handler writes its eight bytes; `None` if there is nothing to write to.
     pub(crate) fn write_end(&self) -> Option<BorrowedFd<'_>> {
         match &self.inner.made_of {
             #[cfg(target_os = "linux")]

@@ -14,15 +14,15 @@
 //!
 //! **One-shot** is an entry that becomes silent when it is reported.
 //!
-//! **Edge** is not to be had: poll tells states, and a condition that ended and began again between
-//! two calls looks as if it had lasted. A reader who has met `WouldBlock` relies on being told of
-//! what comes next, so nothing may be left out that could be new; and one who has left something
-//! unread relies on not being told of it in each wait. So an edge-triggered entry that was
-//! reported rests. Its rest ends when the condition is seen to be over, for then it can be seen to
-//! begin, and at the latest after a millisecond, when it is reported again if the condition holds.
-//! What users get for it: no event is lost, one may be a millisecond late, and there are spurious
-//! ones, a thousand a second at most, while they let a condition last. Ask for
-//! [`Interest::WRITE`] only while there is something to write, or use level.
+//! **Edge** can only be approximated. poll tells states: a condition that ended and began again
+//! between two calls looks as if it had lasted. A reader who has met `WouldBlock` relies on being
+//! told of whatever comes next, so nothing that could be new may be left out. A reader who has left
+//! something unread relies on not being told of it in each wait. So an edge-triggered entry that
+//! was reported rests for a while. Its rest ends as soon as the condition is seen to be over, for
+//! from then on its next beginning can be seen; and at the latest after a millisecond, when it is
+//! reported again if the condition holds. So no event is lost, an event may be a millisecond late,
+//! and a condition that the user lets last makes spurious ones, at most a thousand a second. Ask
+//! for [`Interest::WRITE`] only while there is something to write, or use level.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -49,11 +49,11 @@ struct Table {
     list: Vec<libc::pollfd>,
     known: Vec<Known>,
     places: HashMap<RawFd, usize>,
-    /// The place to look at first: where the last batch was full.
+    /// The place to look at first: where the last batch had no more room.
     first: usize,
-    /// Edge-triggered ones that were reported, with what they ask for.
+    /// Entries that rest: edge-triggered, reported, and silent in `list` until the rest is over.
     resting: Vec<libc::pollfd>,
-    /// When they have rested long enough.
+    /// When they have rested long enough; `None` if none rests.
     rest_until: Option<Instant>,
 }
 
@@ -162,8 +162,8 @@ impl Table {
         let ready = poll::wait(&mut self.list, timeout).map_err(explain)?;
         let closed = self.collect(ready, events);
         for fd in &closed {
-            // Every wait from now on would return at once, or the number's next owner be taken
-            // for this one.
+            // Otherwise every wait from now on would return at once, or the next owner of the
+            // number would be taken for this one.
             self.remove(*fd)?;
         }
         Ok(closed)
@@ -210,8 +210,8 @@ impl Table {
         self.rest_until.get_or_insert_with(|| Instant::now() + REST);
     }
 
-    /// Before a wait: wakes those whose condition is over, and all if the time is. Returns how
-    /// long the others go on resting.
+    /// Before a wait: ends the rest of those whose condition is over, and of all if the time is.
+    /// Returns how long the others go on resting.
     fn end_rests(&mut self) -> io::Result<Option<Duration>> {
         let Some(until) = self.rest_until else { return Ok(None) };
         let left = until.saturating_duration_since(Instant::now());
@@ -237,7 +237,7 @@ impl Table {
     }
 }
 
-/// The one error that a program can bring about.
+/// Adds the cure to the one error that a program can bring about.
 fn explain(e: io::Error) -> io::Error {
     match e.raw_os_error() {
         Some(libc::EINVAL) => io::Error::new(

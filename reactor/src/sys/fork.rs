@@ -2,16 +2,16 @@
 //!
 //! A forked child shares its parent's epoll instance: a loop that went on in the child would
 //! change what the parent waits for. So a loop remembers the fork generation it was made in and
-//! refuses to work in a later one. `pthread_atfork` counts for us, which costs nothing per turn;
-//! asking `getpid` would be a system call each time.
+//! refuses to work in a later one. A handler set by `pthread_atfork` counts, so a turn costs no
+//! system call; asking `getpid` would be one each time.
 
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 
-/// The number of forks between the start of the first program and this process. The first call
-/// begins the count.
+/// How many forks lie between this process and the one in which this was first called, which begins
+/// the count.
 ///
 /// Children made by a bare `clone` or `vfork` system call are not counted: POSIX allows them
 /// nothing but `exec`.
@@ -25,7 +25,7 @@ pub(crate) fn generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }
 
-/// The same for those who know that the count has begun: one load.
+/// The same for callers who know that the count has begun: a single load.
 pub(crate) fn current_generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }

@@ -27,12 +27,12 @@ const ATTEMPTS: u32 = 100;
 /// threads open and close descriptors with those numbers all the time.
 pub fn spawn_with(mut command: Command, fds: &[BorrowedFd<'_>]) -> io::Result<Child> {
     let end = FIRST + fds.len() as RawFd;
-    // Out of the way, so that none is overwritten before its turn.
+    // Duplicates with numbers that are out of the way, so that none is overwritten before its turn.
     let moved = fds.iter().map(|fd| duplicate(*fd, end)).collect::<io::Result<Vec<OwnedFd>>>()?;
-    // One number must not be used: that of the pipe or socket by which the standard library tells of
-    // a failed exec. It is made in `spawn`, with a number that is free then. So those that are free
-    // before are taken, and as another thread may give one up just then, the child looks whether each
-    // leads to where it led.
+    // One descriptor must not be overwritten: that of the pipe or socket by which the standard library
+    // tells of a failed exec. It is made in `spawn`, with the lowest number that is free then. So all
+    // numbers that we need are occupied before. As another thread may free one of them just then, the
+    // child checks that each leads to where it led before `spawn`.
     let targets: Arc<[AtomicU64]> = fds.iter().map(|_| AtomicU64::default()).collect();
     let give = {
         let targets = targets.clone();
@@ -80,7 +80,7 @@ pub fn spawn_with(mut command: Command, fds: &[BorrowedFd<'_>]) -> io::Result<Ch
 
 const NOTHING: u64 = u64::MAX;
 
-/// What a descriptor leads to; pipes and sockets are numbered as they are made.
+/// What a descriptor leads to, as a number: each pipe and socket has one of its own.
 fn inode(fd: RawFd) -> u64 {
     let mut status = MaybeUninit::<libc::stat>::uninit();
     // SAFETY: the call writes to `status` alone, whatever the number is.

@@ -1,11 +1,11 @@
-//! How TCP asks a peer that says nothing whether it is still there: options of three names, of which
-//! one differs on macOS, and which OpenBSD does not have for a socket.
+//! How TCP asks a peer that says nothing whether it is still there: three options, one of which has
+//! another name on macOS. OpenBSD has none of them for a single socket.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
-/// Turns it on: a question after so many seconds of silence, another one every so many, and after so
-/// many of them without an answer the connection fails with `TimedOut`.
+/// Turns it on: the first question comes `after` so many seconds of silence, another one `every` so
+/// many seconds, and when so many `times` there was no answer the connection fails with `TimedOut`.
 ///
 /// # Errors
 /// Those of setsockopt(2): `InvalidInput` for numbers that the system does not take.
@@ -27,7 +27,7 @@ pub fn keep_alive(socket: BorrowedFd<'_>, after: u32, every: u32, times: u32) ->
     set_option(socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)
 }
 
-/// Elsewhere it turns it on.
+/// On other systems this turns it on.
 ///
 /// # Errors
 /// `Unsupported`: there it is a setting of the whole system.

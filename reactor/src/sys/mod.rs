@@ -37,8 +37,7 @@ fn check_len(result: libc::ssize_t) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-/// Milliseconds, rounded up and clamped to what epoll_wait and poll can be told (24
-/// days).
+/// Milliseconds, rounded up and clamped to what epoll_wait and poll can be told (24 days).
 #[cfg(any(test, target_os = "linux", target_vendor = "apple"))]
 fn ceil_ms(timeout: std::time::Duration) -> libc::c_int {
     let ms = timeout.as_nanos().div_ceil(1_000_000);

@@ -1,8 +1,8 @@
 //! Sending a piece of a file: sendfile(2) on Linux.
 //!
-//! FreeBSD, DragonFly and macOS have calls of that name with three other lists of arguments, OpenBSD
-//! and NetBSD none. There the bytes come through our memory, in steps: dearer, and the same to the
-//! peer.
+//! The calls of this name on FreeBSD, DragonFly and macOS take three other lists of arguments, and
+//! OpenBSD and NetBSD have none. On all of those the bytes come through our memory, in steps: that
+//! costs more, and is the same to the peer.
 
 use std::io;
 use std::os::fd::BorrowedFd;

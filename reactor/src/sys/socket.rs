@@ -39,7 +39,7 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Address)> {
     let fd = retry(|| unsafe { accept_raw(listener.as_raw_fd(), address, len) as libc::ssize_t })?;
     // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) };
-    // macOS changes nothing any more of a socket whose peer has reset it.
+    // macOS refuses to change options of a socket whose peer has reset it already.
     #[cfg(target_vendor = "apple")]
     make_ours(fd.as_fd()).map_err(|_| io::Error::from_raw_os_error(libc::ECONNABORTED))?;
     Ok((fd, peer.decode()))
@@ -107,13 +107,14 @@ pub fn take_over(socket: BorrowedFd<'_>) -> io::Result<()> {
 
     let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);
     fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-    // Elsewhere each call says so: see `NO_SIGNAL`.
+    // On other systems each call of send says so: see `NO_SIGNAL`.
     #[cfg(target_vendor = "apple")]
     set_option(socket, libc::SOL_SOCKET, libc::SO_NOSIGPIPE, 1)?;
     Ok(())
 }
 
-/// Sets an option whose value is a number. (OpenBSD has none of those that nix lacks.)
+/// Sets an option whose value is a number. (On OpenBSD nobody needs it: it has none of the options
+/// that nix lacks.)
 #[cfg(not(target_os = "openbsd"))]
 pub(super) fn set_option(
     socket: BorrowedFd<'_>,
@@ -128,7 +129,8 @@ pub(super) fn set_option(
     Ok(())
 }
 
-/// What macOS cannot be told when a socket is made. A fork on another thread may come between.
+/// What macOS cannot be told in the call that makes a socket. A fork on another thread may come
+/// between the two.
 #[cfg(target_vendor = "apple")]
 fn make_ours(socket: BorrowedFd<'_>) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -189,9 +191,9 @@ pub fn peer_address(socket: BorrowedFd<'_>) -> io::Result<Address> {
     Ok(raw.decode())
 }
 
-/// How many bytes of what was sent the kernel still holds: TCP until they are acknowledged (and one
-/// more for an end of the stream that is not), a Unix socket until they are received, with what it
-/// needs to hold them.
+/// How many bytes of what was sent the kernel still holds. TCP holds them until they are acknowledged
+/// (and counts one more for the end of the stream until that is), a Unix socket until they are
+/// received (and counts with them the memory that it needs to hold them).
 ///
 /// # Errors
 /// Those of ioctl(2) and getsockopt(2); `Unsupported` where it cannot be asked.
@@ -223,9 +225,9 @@ pub fn unsent(socket: BorrowedFd<'_>) -> io::Result<usize> {
     }
 }
 
-/// How many bytes a call has moved, or why it failed: in one register, as the kernel itself returns
-/// it, a number of bytes or a negated `errno`. Whoever calls it for each message tests a sign; an
-/// [`io::Result`] is for the rest.
+/// How many bytes a call has moved, or why it failed, in one register, as the kernel itself returns
+/// it: a number of bytes, or a negated `errno`. The code that handles each message tests its sign;
+/// everybody else asks for an [`io::Result`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "it may be an error"]
 pub struct Moved(isize);
@@ -254,7 +256,7 @@ impl Moved {
 }
 
 impl From<io::Result<usize>> for Moved {
-    /// What is no error of the system becomes `EIO`.
+    /// An error that is not the system's, and so has no `errno`, becomes `EIO`.
     fn from(result: io::Result<usize>) -> Moved {
         match result {
             Ok(n) => Moved(n as isize),
@@ -309,7 +311,7 @@ pub fn send_slices(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result
     retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, NO_SIGNAL) })
 }
 
-/// The same as [`retry`], for the calls of each message.
+/// The same as [`retry`], for the calls that are made for each message.
 #[inline(always)]
 fn moved(call: impl Fn() -> libc::ssize_t) -> Moved {
     let n = call();
@@ -323,7 +325,7 @@ pub(super) fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize
     if n >= 0 { Ok(n as usize) } else { failed(call) }
 }
 
-/// The call has failed: says why, or calls again if it was interrupted. Out of the way of those
+/// The call has failed: says why, or calls again if it was interrupted. Kept out of the way of calls
 /// that succeed.
 #[cold]
 #[inline(never)]
