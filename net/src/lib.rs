@@ -1,7 +1,7 @@
 //! Servers and clients on the reactor of ruduo: buffers, connections, handlers.
 //!
 //! To read the source, follow a byte: the [`acceptor`](TcpServer) takes a connection,
-//! `server/serving.rs` puts it on a loop, `connection/endpoint.rs` receives into a [`Buffer`] and
+//! `server/serving.rs` puts it on a loop, `connection/endpoint/` receives into a [`Buffer`] and
 //! calls the [`Handler`], `connection/output.rs` holds what it sends, and the endpoint hands that
 //! to the kernel. The rules of when are in `connection/state/`.
 

@@ -15,12 +15,12 @@ use super::deadlines::Look;
 use super::operation::{Operation, Posted};
 use super::output::Outgoing;
 use super::reason::CloseReason;
-use super::state::{Refusal, State};
+use super::state::State;
 use crate::context::Context;
 use crate::limits::Deadlines;
 use crate::metrics;
 use crate::registry::{ConnectionId, Place, Registry};
-use crate::{Address, Buffer};
+use crate::{Address, Buffer, SendError};
 
 pub(crate) struct Core {
     id: ConnectionId,
@@ -154,7 +154,7 @@ impl Core {
         &self,
         event_loop: &EventLoop,
         outgoing: Outgoing<'_>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), SendError> {
         let Context { limits, lender, .. } = &*self.context;
         self.state.queue(outgoing, limits, lender)?;
         self.touch(event_loop);
@@ -174,19 +174,19 @@ impl Core {
         let len = outgoing.len();
         match self.queue(event_loop, outgoing) {
             Ok(()) => {}
-            Err(refusal) => self.refused(event_loop, refusal, len),
+            Err(error) => self.not_sent(event_loop, error, len),
         }
     }
 
-    /// What the program sent and nobody can be told of is not going to leave.
+    /// What the program sent is not going to leave, and it asked for no answer.
     #[cold]
-    pub(super) fn refused(&self, event_loop: &EventLoop, refusal: Refusal, len: usize) {
+    pub(super) fn not_sent(&self, event_loop: &EventLoop, error: SendError, len: usize) {
         metrics::add(&self.context.counters.discarded, len);
-        match refusal {
-            Refusal::Closed => {
+        match error {
+            SendError::Closed => {
                 log::debug!("{self}: {len} bytes sent after its end are discarded");
             }
-            Refusal::Full => {
+            SendError::Full => {
                 let limit = self.context.limits.output;
                 self.end(event_loop, CloseReason::OutputFull { limit });
             }
@@ -239,12 +239,13 @@ impl Core {
         self.posted.get().map_or(0, |posted| posted.weight())
     }
 
+    /// What handles share with us; made for the first one.
     pub(super) fn posted(&self) -> &Arc<Posted> {
         self.posted.get_or_init(|| Arc::new(Posted::new(&self.context.limits, &self.state)))
     }
 
-    /// What handles share with us, if there have been any.
-    pub(super) fn made_posted(&self) -> Option<&Arc<Posted>> {
+    /// The same, if there has been any handle.
+    pub(super) fn posted_if_made(&self) -> Option<&Arc<Posted>> {
         self.posted.get()
     }
 

@@ -5,10 +5,8 @@
 //! operations on a connection, from whichever thread, have one order, and no later one overtakes.
 
 use std::any::{Any, type_name};
-use std::error::Error;
 use std::fmt;
 use std::fs::File;
-use std::io;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -17,19 +15,8 @@ use ruduo_reactor::{EventLoop, LoopHandle};
 use super::core::Core;
 use super::operation::{Operation, Outstanding, Payload, Posted};
 use super::output::{FileRange, Outgoing};
-use super::state::Refusal;
 use crate::registry::{Place, Registry};
-use crate::{Buffer, Connection, ConnectionId, Handler};
-
-/// Why something was not sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum SendError {
-    /// The connection (or socket) is over, or the program has shut it down.
-    Closed,
-    /// The output limit does not allow it: the peer reads too slowly.
-    Full,
-}
+use crate::{Buffer, Connection, ConnectionId, Handler, SendError};
 
 /// Reaches a connection from any thread. Cheap to clone; harmless after the connection's end.
 ///
@@ -114,7 +101,7 @@ impl ConnectionHandle {
             Some(core.queue(event_loop, Outgoing::Buffer(buffer)))
         });
         match queued.flatten() {
-            Some(outcome) => Ok(outcome?),
+            Some(outcome) => outcome,
             None => self.submit(Operation::Send(Payload::Buffer(std::mem::take(buffer)))),
         }
     }
@@ -181,21 +168,44 @@ impl ConnectionHandle {
         if self.posted.is_closed() {
             return Err(SendError::Closed);
         }
-        match self.at_once(operation) {
-            Ok(outcome) => outcome,
-            Err(operation) => Ok(self.post(operation)?),
+        let mut operation = Some(operation);
+        let outcome = self.at_once(&mut operation);
+        match operation {
+            Some(operation) => self.post(operation),
+            None => outcome,
         }
     }
 
-    /// Leaves an operation for the loop.
-    pub(super) fn post(&self, operation: Operation) -> Result<(), Refusal> {
-        let weight = match &operation {
-            Operation::Send(payload) => payload.weight(),
-            _ => 0,
+    /// The direct path: takes the operation and carries it out, on the loop's own thread and with
+    /// nothing on its way before it. Otherwise leaves it there.
+    fn at_once(&self, operation: &mut Option<Operation>) -> Result<(), SendError> {
+        let carry_out = |event_loop: &EventLoop| {
+            let Some(resident) = event_loop.local::<Registry>().get(self.place) else {
+                *operation = None;
+                return Err(SendError::Closed);
+            };
+            let core = resident.core();
+            let queues = core.has_outstanding();
+            match operation.take_if(|operation| !(queues && operation.is_in_order())) {
+                Some(Operation::Send(payload)) => {
+                    payload.with_outgoing(|outgoing| core.queue(event_loop, outgoing))
+                }
+                Some(other) => {
+                    core.perform(event_loop, other);
+                    Ok(())
+                }
+                None => Ok(()),
+            }
         };
+        self.event_loop.with_local(carry_out).unwrap_or(Ok(()))
+    }
+
+    /// Leaves an operation for the loop.
+    pub(super) fn post(&self, operation: Operation) -> Result<(), SendError> {
+        let weight = operation.weight();
         // What weighs nothing is never too much: a close has to get through.
         if weight > 0 && self.posted.weight().saturating_add(weight) > self.posted.limit {
-            return Err(Refusal::Full);
+            return Err(SendError::Full);
         }
         let outstanding = Outstanding::new(&self.posted, weight);
         let place = self.place;
@@ -207,7 +217,7 @@ impl ConnectionHandle {
                 resident.core().perform(event_loop, operation);
             }
         };
-        self.event_loop.post(task).map_err(|_| Refusal::Closed)?;
+        self.event_loop.post(task).map_err(|_| SendError::Closed)?;
         if weight > 0 {
             self.hold_back_sources();
         }
@@ -216,33 +226,6 @@ impl ConnectionHandle {
 
     pub(super) fn posted(&self) -> &Arc<Posted> {
         &self.posted
-    }
-
-    /// On the loop's own thread, with nothing on its way: the direct path. Gives the operation
-    /// back otherwise.
-    fn at_once(&self, operation: Operation) -> Result<Result<(), SendError>, Operation> {
-        let mut operation = Some(operation);
-        let outcome = self.event_loop.with_local(|event_loop| {
-            let Some(resident) = event_loop.local::<Registry>().get(self.place) else {
-                return Some(Err(SendError::Closed));
-            };
-            let core = resident.core();
-            let queues = core.has_outstanding();
-            match operation.take_if(|operation| !(queues && operation.is_in_order()))? {
-                Operation::Send(payload) => {
-                    let queued = payload.with_outgoing(|outgoing| core.queue(event_loop, outgoing));
-                    Some(queued.map_err(SendError::from))
-                }
-                other => {
-                    core.perform(event_loop, other);
-                    Some(Ok(()))
-                }
-            }
-        });
-        match (outcome.flatten(), operation) {
-            (None, Some(operation)) => Err(operation),
-            (outcome, _) => Ok(outcome.unwrap_or(Err(SendError::Closed))),
-        }
     }
 }
 
@@ -349,35 +332,5 @@ impl<H> fmt::Debug for HandlerHandle<H> {
 impl fmt::Debug for ConnectionHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectionHandle").field("id", &self.place.id).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Display for SendError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            SendError::Closed => "sending on what is over or shut down",
-            SendError::Full => "sending more than the output limit allows",
-        })
-    }
-}
-
-impl Error for SendError {}
-
-impl From<Refusal> for SendError {
-    fn from(refusal: Refusal) -> SendError {
-        match refusal {
-            Refusal::Closed => SendError::Closed,
-            Refusal::Full => SendError::Full,
-        }
-    }
-}
-
-impl From<SendError> for io::Error {
-    fn from(e: SendError) -> io::Error {
-        let kind = match e {
-            SendError::Closed => io::ErrorKind::NotConnected,
-            SendError::Full => io::ErrorKind::WouldBlock,
-        };
-        io::Error::new(kind, e)
     }
 }

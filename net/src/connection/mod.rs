@@ -17,6 +17,7 @@ mod handle;
 mod operation;
 mod output;
 mod reason;
+mod send_error;
 mod state;
 mod throttle;
 
@@ -31,11 +32,12 @@ use ruduo_reactor::sys::socket;
 
 use self::core::Core;
 pub use self::credentials::PeerCredentials;
-pub use self::handle::{ConnectionHandle, HandlerHandle, SendError};
+pub use self::handle::{ConnectionHandle, HandlerHandle};
 use self::operation::{Operation, Payload};
 pub(crate) use self::output::MAX_OFFER;
 use self::output::{FileRange, Outgoing};
 pub use self::reason::CloseReason;
+pub use self::send_error::SendError;
 use crate::{Address, Buffer, ConnectionId, DecodeError};
 
 /// One connection, as its callbacks see it.
@@ -164,7 +166,7 @@ impl<'l> Connection<'l> {
         if self.core.has_outstanding() {
             return self.handle().send(bytes);
         }
-        Ok(self.core.queue(self.event_loop, Outgoing::Bytes(bytes))?)
+        self.core.queue(self.event_loop, Outgoing::Bytes(bytes))
     }
 
     #[inline(never)]
@@ -401,8 +403,8 @@ impl<'l> Connection<'l> {
             return;
         }
         let len = operation.len();
-        if let Err(refusal) = self.handle().post(operation) {
-            self.core.refused(self.event_loop, refusal, len);
+        if let Err(error) = self.handle().post(operation) {
+            self.core.not_sent(self.event_loop, error, len);
         }
     }
 }

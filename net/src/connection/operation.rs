@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
-use super::output::{FileRange, Outgoing};
+use super::output::{FileRange, Outgoing, saturating};
 use super::state::State;
 use super::throttle::Sources;
 use crate::Buffer;
@@ -26,18 +26,22 @@ impl Operation {
     /// Bytes to be sent.
     pub(super) fn len(&self) -> usize {
         match self {
-            Operation::Send(Payload::Buffer(buffer)) => buffer.len(),
-            Operation::Send(Payload::Shared(bytes)) => bytes.len(),
-            Operation::Send(Payload::File(range)) => {
-                usize::try_from(range.len).unwrap_or(usize::MAX)
-            }
+            Operation::Send(payload) => payload.len(),
             _ => 0,
         }
     }
 
-    /// Whether it has its place in the order of operations. A pause does not wait for that: called on
-    /// the loop it is in force at once. (A resume does: one that came before the pause it is to end
-    /// would be lost.)
+    /// Memory held until it arrives.
+    pub(super) fn weight(&self) -> usize {
+        match self {
+            Operation::Send(payload) => payload.weight(),
+            _ => 0,
+        }
+    }
+
+    /// Whether it waits for those before it. Only a pause does not: called on the loop, it is in
+    /// force at once. (A resume does wait: if it came before the pause that it is to end, it would be
+    /// lost.)
     pub(super) fn is_in_order(&self) -> bool {
         !matches!(self, Operation::Pause)
     }
@@ -51,8 +55,15 @@ pub(super) enum Payload {
 }
 
 impl Payload {
-    /// Memory held until it arrives.
-    pub(super) fn weight(&self) -> usize {
+    fn len(&self) -> usize {
+        match self {
+            Payload::Buffer(buffer) => buffer.len(),
+            Payload::Shared(bytes) => bytes.len(),
+            Payload::File(range) => saturating(range.len),
+        }
+    }
+
+    fn weight(&self) -> usize {
         match self {
             Payload::Buffer(buffer) => buffer.capacity(),
             Payload::Shared(bytes) => bytes.len(),

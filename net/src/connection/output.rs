@@ -52,7 +52,7 @@ impl Outgoing<'_> {
             Outgoing::Bytes(bytes) => bytes.len(),
             Outgoing::Buffer(buffer) => buffer.len(),
             Outgoing::Shared(bytes) => bytes.len(),
-            Outgoing::File(range) => clamp(range.len),
+            Outgoing::File(range) => saturating(range.len),
         }
     }
 
@@ -63,13 +63,11 @@ impl Outgoing<'_> {
         }
     }
 
-    /// Bytes of memory that are held until they are sent. A buffer that is mostly empty is copied.
+    /// Bytes of memory that are held until they are sent.
     fn weight(&self) -> usize {
         match self {
             Outgoing::File(_) => 0,
-            Outgoing::Buffer(buffer) if buffer.capacity() / 4 * 3 <= buffer.len() => {
-                buffer.capacity()
-            }
+            Outgoing::Buffer(buffer) if is_mostly_full(buffer) => buffer.capacity(),
             other => other.len(),
         }
     }
@@ -94,7 +92,7 @@ impl Segment {
         match self {
             Segment::Buffer(buffer) => buffer.len(),
             Segment::Shared { bytes, sent } => bytes.len() - sent,
-            Segment::File(range) => clamp(range.len),
+            Segment::File(range) => saturating(range.len),
         }
     }
 
@@ -181,8 +179,7 @@ impl Output {
         match outgoing {
             // It becomes the tail as it is: an echo copies nothing.
             Outgoing::Buffer(buffer) if self.is_empty() => self.tail = std::mem::take(buffer),
-            // Unless it is mostly empty: behind a slow peer, storage is what counts.
-            Outgoing::Buffer(buffer) if len >= SMALL && buffer.capacity() / 4 * 3 <= len => {
+            Outgoing::Buffer(buffer) if len >= SMALL && is_mostly_full(buffer) => {
                 self.freeze_tail(lender);
                 self.tail = std::mem::take(buffer);
             }
@@ -314,7 +311,14 @@ impl Frozen {
     }
 }
 
-fn clamp(len: u64) -> usize {
+/// Whether a buffer may be queued as it is. A mostly empty one is copied: behind a slow peer, storage
+/// is what counts.
+fn is_mostly_full(buffer: &Buffer) -> bool {
+    buffer.capacity() / 4 * 3 <= buffer.len()
+}
+
+/// The length of a file, where the lengths of memory are counted.
+pub(super) fn saturating(len: u64) -> usize {
     usize::try_from(len).unwrap_or(usize::MAX)
 }
 

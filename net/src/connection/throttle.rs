@@ -19,6 +19,7 @@ use ruduo_reactor::EventLoop;
 use super::core::Core;
 use super::handle::ConnectionHandle;
 use super::operation::Posted;
+use super::state::Crossed;
 
 /// Who is to be paused for a connection; shared by all its handles.
 #[derive(Debug, Default)]
@@ -117,12 +118,12 @@ impl Posted {
 }
 
 impl Core {
-    /// The output has crossed a mark: upwards, or down.
-    pub(super) fn tell_sources(&self, is_above: bool) {
-        match self.made_posted() {
-            Some(posted) if is_above => posted.above(),
-            Some(posted) => posted.below(),
-            None => {}
+    /// The output has crossed a mark.
+    pub(super) fn tell_sources(&self, crossed: Crossed) {
+        let Some(posted) = self.posted_if_made() else { return };
+        match crossed {
+            Crossed::High => posted.above(),
+            Crossed::Low => posted.below(),
         }
     }
 }

@@ -26,8 +26,8 @@ impl State {
         self.store(reason);
     }
 
-    /// True once after a refusal: now the connection is to finish.
-    pub(crate) fn take_refusal(&self) -> bool {
+    /// True once after [`State::reject`]: now the connection is to finish.
+    pub(crate) fn take_rejection(&self) -> bool {
         let due = self.is(Status::TO_FINISH);
         self.remove(Status::TO_FINISH);
         due

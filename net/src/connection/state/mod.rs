@@ -95,13 +95,6 @@ bitflags! {
     }
 }
 
-/// Why something cannot be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    Closed,
-    Full,
-}
-
 /// A mark that the output's length has crossed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Crossed {

@@ -1,10 +1,10 @@
 //! What happens to our bytes: queued, taken by the kernel, and who waits because it does not.
 
-use super::{Crossed, Refusal, State, Status};
-use crate::Buffer;
+use super::{Crossed, State, Status};
 use crate::connection::output::{Outgoing, Output};
 use crate::lender::Lender;
 use crate::limits::Limits;
+use crate::{Buffer, SendError};
 
 impl State {
     /// Queues something to send. What is refused is dropped.
@@ -13,16 +13,16 @@ impl State {
         outgoing: Outgoing<'_>,
         limits: &Limits,
         lender: &Lender,
-    ) -> Result<(), Refusal> {
-        let refusal = if self.is(Status::NO_SEND) {
-            Some(Refusal::Closed)
+    ) -> Result<(), SendError> {
+        let error = if self.is(Status::NO_SEND) {
+            Some(SendError::Closed)
         } else {
             let weight = self.with_output(|output| output.weight_with(&outgoing));
-            (weight > limits.output).then_some(Refusal::Full)
+            (weight > limits.output).then_some(SendError::Full)
         };
-        if let Some(refusal) = refusal {
+        if let Some(error) = error {
             outgoing.discard();
-            return Err(refusal);
+            return Err(error);
         }
         self.with_output(|output| output.push(outgoing, lender));
         Ok(())

@@ -9,13 +9,10 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use super::*;
-use crate::connection::output::FileRange;
-use crate::connection::output::Outgoing;
-use crate::connection::output::{MAX_OFFER, Next};
-use crate::lender::Lender;
-use crate::lender::SMALL;
-use crate::limits::Deadlines;
-use crate::limits::Limits;
+use crate::SendError;
+use crate::connection::output::{FileRange, MAX_OFFER, Next, Outgoing};
+use crate::lender::{Lender, SMALL};
+use crate::limits::{Deadlines, Limits};
 use crate::tcp_options::TcpOptions;
 
 const LIMITS: Limits = Limits {
@@ -102,7 +99,7 @@ fn queue(
     content: &[u8],
     limits: &Limits,
     lender: &Lender,
-) -> Result<(), Refusal> {
+) -> Result<(), SendError> {
     let mut buffer = Buffer::from(content);
     let outgoing = match kind {
         Kind::Bytes => Outgoing::Bytes(content),
@@ -287,7 +284,7 @@ fn what_is_refused_changes_nothing() {
     for kind in [Kind::Bytes, Kind::Buffer, Kind::Shared] {
         let too_much = bytes(0, LIMITS.output);
         let outcome = queue(&state, kind, too_much, &LIMITS, &lender);
-        assert_eq!(outcome, Err(Refusal::Full), "{kind:?}");
+        assert_eq!(outcome, Err(SendError::Full), "{kind:?}");
     }
     // A file is not in memory.
     queue(&state, Kind::File, bytes(0, LIMITS.output), &LIMITS, &lender).unwrap();
@@ -296,7 +293,7 @@ fn what_is_refused_changes_nothing() {
 
     state.shutdown();
     for kind in [Kind::Bytes, Kind::Buffer, Kind::Shared, Kind::File] {
-        assert_eq!(queue(&state, kind, b"x", &LIMITS, &lender), Err(Refusal::Closed));
+        assert_eq!(queue(&state, kind, b"x", &LIMITS, &lender), Err(SendError::Closed));
     }
     assert_eq!(state.pending_output(), 10 + LIMITS.output);
 }
@@ -395,7 +392,7 @@ fn after_close_nothing_more_is_told() {
     state.end(CloseReason::Closed);
     assert!(!state.can_flush() && !state.take_half_close());
     assert!(!state.wants_read() && !state.wants_input(&LIMITS, 0));
-    assert_eq!(queue(&state, Kind::Bytes, b"x", &LIMITS, &lender), Err(Refusal::Closed));
+    assert_eq!(queue(&state, Kind::Bytes, b"x", &LIMITS, &lender), Err(SendError::Closed));
     assert_eq!(state.crossed(&LIMITS), None);
 }
 
@@ -410,7 +407,7 @@ fn after_a_write_error_reading_goes_on() {
     assert_eq!(state.crossed(&LIMITS), Some(Crossed::Low));
     assert!(state.wants_read() && !state.is_over() && state.lingers());
     let outcome = queue(&state, Kind::Bytes, b"x", &LIMITS, &lender);
-    assert_eq!(outcome, Err(Refusal::Closed));
+    assert_eq!(outcome, Err(SendError::Closed));
     state.peer_eof();
     assert!(state.take_half_close() && state.is_over());
 }

@@ -150,8 +150,8 @@ impl World {
                 let content = bytes(self.accepted, n);
                 match queue(&self.state, kind, content, &LIMITS, &self.lender) {
                     Ok(()) => self.accepted += n,
-                    Err(Refusal::Closed) => {}
-                    Err(Refusal::Full) => {
+                    Err(SendError::Closed) => {}
+                    Err(SendError::Full) => {
                         self.fails_by("full");
                         self.state.end(CloseReason::OutputFull { limit: LIMITS.output });
                     }
@@ -354,7 +354,7 @@ impl World {
             }
             None => {}
         }
-        if self.state.take_refusal() {
+        if self.state.take_rejection() {
             self.state.shutdown();
         }
         if self.state.is_fin_due() {
