@@ -47,8 +47,9 @@ pub(crate) trait Acceptance {
 pub(crate) struct Acceptor {
     listener: Arc<Listener>,
     acceptance: Rc<dyn Acceptance>,
-    /// Accepts allowed this turn. It doubles from turn to turn while connections keep coming, and
-    /// begins anew at one otherwise: then no call is spent on finding out that nobody else waits.
+    /// How many may be accepted this turn. The number doubles from turn to turn while connections keep
+    /// coming, and begins anew at one otherwise: then no call is spent on finding out that nobody else
+    /// waits.
     burst: Cell<u32>,
     last_turn: Cell<u64>,
     spare: RefCell<Option<File>>,
@@ -104,8 +105,8 @@ impl Acceptor {
                 self.burst.set(1);
                 false
             }
-            // This connection died in the queue; accept(2) says to go on as after EAGAIN. They
-            // count against the burst.
+            // This connection died in the queue; accept(2) says to go on as after EAGAIN. It counts
+            // against the burst.
             Errno::ECONNABORTED
             | Errno::EPROTO
             | Errno::ENETDOWN
@@ -143,8 +144,8 @@ impl Acceptor {
         self.pause(event_loop, token);
     }
 
-    /// Accepts and closes what waits, with the spare descriptor's number. Another thread may
-    /// snatch that first; then they wait for the next time.
+    /// Accepts and closes what waits, with the spare descriptor's number. If another thread snatches
+    /// the number first, they wait until the next time.
     fn refuse_waiting(&self) {
         self.spare.replace(None);
         for _ in 0..MAX_BURST {

@@ -60,7 +60,7 @@ impl Context {
         self.open.get()
     }
 
-    /// From now on, who ends without being made to has been drained.
+    /// From now on, a connection that ends without losing a byte counts as drained.
     pub(crate) fn begin_stopping(&self) {
         self.stopping.set(true);
     }

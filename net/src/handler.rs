@@ -5,8 +5,8 @@ use std::any::Any;
 use crate::{Buffer, CloseReason, Connection};
 
 /// The program's side of one connection: made when the connection is, dropped after `on_close` and
-/// before the socket is closed. So who sees the connection closed finds all that its handler held
-/// given back.
+/// before the socket is closed. So when the peer sees the connection closed, all that its handler
+/// held has been given back.
 ///
 /// All methods are called on the connection's loop, one at a time and never from inside one
 /// another: what they do to connections (this one or others) takes effect after they return. So
@@ -49,9 +49,9 @@ pub trait Handler: Any {
     /// when it may go on.
     fn on_message(&mut self, conn: &Connection<'_>, input: &mut Buffer);
 
-    /// All output has been handed to the kernel: the time to send more of something long, which
-    /// leaves when every other connection has had its turn. So a handler that always sends more here
-    /// neither recurses nor starves anybody.
+    /// All output has been handed to the kernel: the time to send more of something long. What is
+    /// sent here leaves when every other connection has had its turn, so a handler that always sends
+    /// more neither recurses nor starves anybody.
     fn on_write_complete(&mut self, conn: &Connection<'_>) {
         let _ = conn;
     }
@@ -68,8 +68,9 @@ pub trait Handler: Any {
     }
 
     /// The peer has sent its last byte and may still be reading. By default the connection shuts
-    /// down too: pending output is delivered, then it closes. Who overrides this has to end the
-    /// connection. Input that was left may still be delivered again after this, by a resume.
+    /// down too: pending output is delivered, then it closes. A handler that overrides this has to
+    /// end the connection itself. Input that was left may still be delivered after this, when reading
+    /// is resumed.
     fn on_half_close(&mut self, conn: &Connection<'_>) {
         conn.shutdown();
     }
@@ -79,8 +80,9 @@ pub trait Handler: Any {
         let _ = (conn, key);
     }
 
-    /// The server is being stopped and gives its connections until the deadline. By default the
-    /// connection shuts down: pending output is delivered, and it closes when the peer does.
+    /// The server or client is being stopped, and its connections have time until the deadline. By
+    /// default the connection shuts down: pending output is delivered, and it closes when the peer
+    /// does.
     fn on_stopping(&mut self, conn: &Connection<'_>) {
         conn.shutdown();
     }

@@ -14,14 +14,14 @@ use crate::Buffer;
 /// Buffers kept for the next borrowers, beside the top one.
 const MAX_FREE: usize = 15;
 
-/// A rest of fewer bytes is copied rather than kept in the buffer it came in.
+/// A rest of fewer bytes than this is copied, rather than kept in the buffer it came in.
 pub(crate) const SMALL: usize = 4096;
 
 /// Lends buffers of one size.
 pub(crate) struct Lender {
     size: usize,
-    /// What a buffer of this size really allocates: tells ours from others, and from those that
-    /// have grown, which is memory a single connection needed once.
+    /// What a buffer of this size really allocates. By this we know a buffer of ours: from other
+    /// people's, and from one that has grown, whose memory a single connection needed once.
     capacity: usize,
     /// The top of the stack of free buffers. Mostly one buffer goes out and comes back for each
     /// message; here it does so without touching the rest.
@@ -34,8 +34,8 @@ pub(crate) struct Lender {
 struct Lenders(RefCell<Vec<Weak<Lender>>>);
 
 impl Lender {
-    /// The one of a loop that all share whose buffers have this size, and which lives for as long as
-    /// any of them does.
+    /// The loop's lender of buffers of this size. All who want that size share it, and it lives for as
+    /// long as any of them does.
     pub(crate) fn of(event_loop: &EventLoop, size: usize) -> Rc<Lender> {
         let lenders = event_loop.local::<Lenders>();
         let mut lenders = lenders.0.borrow_mut();
@@ -81,7 +81,7 @@ impl Lender {
             if second.has_storage() {
                 self.keep(second);
             } else {
-                // Spares a call: there is nothing to drop, which the compiler does not see.
+                // There is nothing to drop, but the compiler does not see that and would call.
                 std::mem::forget(second);
             }
         }
@@ -95,9 +95,9 @@ impl Lender {
         }
     }
 
-    /// Exchanges a buffer for one that may stay with a connection that waits: none for an empty
-    /// one, and for a small rest one of its size. Ten thousand peers that each leave one byte
-    /// unread must not hold ten thousand large buffers.
+    /// Exchanges a buffer for one that may stay with a connection that waits: an empty buffer for one
+    /// without storage, and one with a small rest for one of that size. Ten thousand peers that each
+    /// leave one byte unread must not hold ten thousand large buffers.
     pub(crate) fn trim(&self, buffer: Buffer) -> Buffer {
         if buffer.is_empty() {
             self.give_back(buffer);

@@ -1,9 +1,9 @@
 //! Servers and clients on the reactor of ruduo: buffers, connections, handlers.
 //!
-//! To read the source, follow a byte: the [`acceptor`](TcpServer) takes a connection,
+//! To read the source, follow a byte: `acceptor.rs` takes a connection off the listener,
 //! `server/serving.rs` puts it on a loop, `connection/endpoint/` receives into a [`Buffer`] and
-//! calls the [`Handler`], `connection/output.rs` holds what it sends, and the endpoint hands that
-//! to the kernel. The rules of when are in `connection/state/`.
+//! calls the [`Handler`], `connection/output.rs` holds what the handler sends, and the endpoint
+//! hands that to the kernel. What happens when is decided in `connection/state/`.
 
 #![forbid(unsafe_code)]
 

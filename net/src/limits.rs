@@ -120,8 +120,8 @@ impl Limits {
     }
 }
 
-/// The methods of a builder that set the bounds of its connections, for it is the same for all who
-/// make some. It has a method `limits`.
+/// The methods that set the bounds of connections: the same ones for all builders that make any. Such
+/// a builder has a method `limits`.
 macro_rules! connection_settings {
     ($builder:ident) => {
         /// # The bounds of each connection
@@ -140,8 +140,9 @@ macro_rules! connection_settings {
                 self
             }
 
-            /// When `high` bytes wait for the peer, reading from it pauses until only `low` are left:
-            /// who does not read the answers gets to ask no more. 256 KiB and 1 MiB by default.
+            /// When more than `high` bytes wait for the peer, reading from it pauses until only `low` are
+            /// left: a peer that does not read its answers gets to ask no more. 256 KiB and 1 MiB by
+            /// default.
             pub fn water_marks(mut self, low: usize, high: usize) -> Self {
                 self.limits().low_water = low;
                 self.limits().high_water = high;
@@ -158,8 +159,8 @@ macro_rules! connection_settings {
             /// How long a peer may say nothing while it is its turn: a connection on which no byte has
             /// come for so long is closed ([`Idle`](crate::CloseReason::Idle)). Never, by default.
             ///
-            /// What is sent does not count, so that a ping of ours does not hide a dead peer; who
-            /// takes long for an answer sets the time anew
+            /// What we send does not count, so that a ping of ours does not hide a dead peer; a program
+            /// that takes long for an answer sets the time anew
             /// ([`set_idle_timeout`](crate::Connection::set_idle_timeout)). The time stands still
             /// while it is not the peer's turn: while we pause reading, after its end of the stream,
             /// and while output waits (then
@@ -167,9 +168,8 @@ macro_rules! connection_settings {
             /// [`linger`](Self::linger)), and begins anew after that.
             ///
             /// This and the other deadlines are never early, and late by at most an eighth of their
-            /// time or 10 ms, whatever is longer, if the loop is not late itself. They cost nothing a
-            /// message, and a look at a connection twelve times in the deadline's time, if there is
-            /// one.
+            /// time or 10 ms, whichever is longer, if the loop is not late itself. They cost nothing for
+            /// each message; where one is set, a timer looks at the connection twelve times within it.
             pub fn idle_timeout(mut self, timeout: std::time::Duration) -> Self {
                 self.limits().deadlines.idle = timeout;
                 self
@@ -200,8 +200,9 @@ macro_rules! connection_settings {
             /// ([`LingerExpired`](crate::CloseReason::LingerExpired)): neither take what the kernel
             /// still has for it (counted as by [`write_stall_timeout`](Self::write_stall_timeout)),
             /// nor say anything, if anybody wants to hear it (not after `finish` or `reject`), nor
-            /// end. Also how long it may take to end when we can send nothing any more, and how long a
-            /// peer that is gone is waited for while reading is paused. 5 s by default.
+            /// end. It also bounds how long a peer may take to end when we cannot send any more, and how
+            /// long what a peer sent before it went away is kept while reading is paused. 5 s by
+            /// default.
             pub fn linger(mut self, linger: std::time::Duration) -> Self {
                 self.limits().deadlines.linger = linger;
                 self

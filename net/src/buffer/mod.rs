@@ -342,7 +342,7 @@ impl Buffer {
         mem::swap(self, other);
     }
 
-    /// The part of `reserve` that is rare, kept out of the code of its callers.
+    /// The rare part of `reserve`, kept out of the code of its callers.
     #[cold]
     fn make_room(&mut self, n: usize) {
         let needed = self.capacity_for(n);

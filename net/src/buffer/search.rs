@@ -9,9 +9,9 @@ use super::Buffer;
 ///
 /// Offsets count from the first readable byte, both those given and those returned.
 ///
-/// A message seldom arrives in one piece, and who searches it from its beginning with each piece
-/// spends a time that grows with the square of its length. The `_from` methods take up the search
-/// where the last one ended.
+/// A message seldom arrives in one piece. To search it from its beginning with each piece takes a time
+/// that grows with the square of its length, so the `_from` methods take up a search where the last
+/// one ended.
 impl Buffer {
     /// The offset of the first `"\r\n"`.
     ///

@@ -4,9 +4,9 @@
 //!   | length: 1, 2, 4 or 8 bytes | message: as many bytes as the length says |
 //! ```
 //!
-//! The length is judged before anything is kept for it: a peer that announces 4 GiB has its
-//! connection closed when the header is there, and one that announces little and sends slowly
-//! makes us hold only what it sent.
+//! The length is judged before any memory is kept for the message: the connection of a peer that
+//! announces 4 GiB closes as soon as the header is there, and for a peer that announces less and
+//! sends slowly we hold only what it has sent.
 
 use super::{DecodeError, EncodeError, Found, MAX_LEN, check_fits, next_message};
 use crate::{Buffer, Connection};
@@ -166,7 +166,7 @@ impl FrameCodec {
                 return Err(DecodeError::new(0, why));
             }
         };
-        // Whoever allows any length gets to wait for a message that is longer than memory.
+        // Saturating: a program that allows any length may wait for more than there is memory.
         let whole = self.width.saturating_add(len);
         Ok((bytes.len() >= whole).then_some(Found { content: self.width..whole, whole }))
     }

@@ -35,8 +35,8 @@ pub use self::frames::FrameCodec;
 pub use self::lines::LineCodec;
 use crate::{Buffer, Connection};
 
-/// The longest message unless the program says otherwise, in bytes. With the eight bytes that the
-/// longest header has, it fits into the smallest input limit that goes with the usual read size.
+/// The longest message unless the program says otherwise, in bytes. With the eight bytes of the
+/// longest header it fits into 64 KiB, the smallest input limit that the default read size allows.
 const MAX_LEN: usize = 64 * 1024 - 8;
 
 /// A whole message at the beginning of the input.
@@ -73,9 +73,9 @@ fn next_message<'b>(
     }
 }
 
-/// A message of the greatest length must fit into the input, or waiting for it would end in
-/// [`CloseReason::InputFull`](crate::CloseReason::InputFull), on the day on which a peer sends one.
-/// That is a mistake of the program, and shows itself with the first message.
+/// A message of the greatest length must fit into the input. Otherwise the first peer that sends one
+/// would have its connection closed ([`CloseReason::InputFull`](crate::CloseReason::InputFull)). That
+/// is a mistake of the program, and this lets the very first message show it.
 #[track_caller]
 fn check_fits(conn: &Connection<'_>, longest: usize) {
     let limit = conn.input_limit();
@@ -93,12 +93,12 @@ pub struct DecodeError {
 }
 
 impl DecodeError {
-    /// `offset` bytes are in order, or may be, and at the next one `reason` holds.
+    /// `reason` says what is wrong at the byte with this offset; the bytes before it are in order.
     pub fn new(offset: usize, reason: impl Into<Cow<'static, str>>) -> DecodeError {
         DecodeError { offset: offset as u64, reason: reason.into() }
     }
 
-    /// The bytes before the offending ones.
+    /// How many bytes lie before the offending one.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.offset

@@ -35,15 +35,15 @@ pub(crate) struct Core {
     pub(super) interest: Cell<Interest>,
     /// The loop has been asked to look at the state at the end of the turn.
     scheduled: Cell<bool>,
-    /// What handles on other threads share with us; made with the first handle.
+    /// What handles share with us; made with the first handle.
     posted: OnceCell<Arc<Posted>>,
-    /// A call that a handle has posted is running. It has its own place in the order of operations,
-    /// and what it does has the same: it does not queue behind what was posted after the call.
+    /// A call that a handle has posted is running. What it does takes the call's own place in the
+    /// order of operations, and does not queue behind what was posted after the call.
     in_call: Cell<bool>,
     pub(super) timers: RefCell<Option<Box<Timers>>>,
 }
 
-/// An address takes 40 bytes, of which a peer's needs 6, mostly.
+/// An [`Address`] takes 40 bytes, and most peers have one that fits in 6.
 enum Peer {
     V4(SocketAddrV4),
     Other(Box<Address>),
@@ -161,8 +161,8 @@ impl Core {
         Ok(())
     }
 
-    /// Queues the contents of a buffer if that is the short way: nothing else waits, here or on
-    /// its way here.
+    /// Queues the contents of a buffer by the short way, if it is open: nothing else may wait, here
+    /// or on its way here.
     #[inline(always)]
     pub(super) fn queue_first(&self, buffer: &mut Buffer) -> bool {
         !self.has_outstanding() && self.state.queue_first(buffer, self.context.single)
@@ -198,7 +198,8 @@ impl Core {
         match operation {
             Operation::Send(payload) => {
                 payload.with_outgoing(|outgoing| self.queue_or_end(event_loop, outgoing));
-                // Also if nothing was queued: while it was on its way, input may have waited for it.
+                // Even if nothing was queued: input may have been held back while this was on its
+                // way.
                 self.touch(event_loop);
             }
             Operation::Shutdown => {
@@ -259,7 +260,7 @@ impl Core {
 
 /// Timers.
 impl Core {
-    /// Arms the program's timer `key`, instead of the one with this key that may be armed.
+    /// Arms the program's timer `key`, in place of the one with this key, if that is armed.
     pub(super) fn set_timer(&self, event_loop: &EventLoop, key: u64, after: Duration) {
         self.cancel_timer(event_loop, key);
         let place = self.place();

@@ -20,8 +20,8 @@ use crate::{Buffer, Connection, ConnectionId, Handler, SendError};
 
 /// Reaches a connection from any thread. Cheap to clone; harmless after the connection's end.
 ///
-/// Operations from one thread are carried out in order, and one that happens after another
-/// thread's comes after it. What they have no time to reach (the connection ends first) is
+/// Operations of one thread are carried out in their order, and so are those of two threads where
+/// one is known to come after the other. An operation that the connection does not live to see is
 /// dropped.
 ///
 /// ```
@@ -85,8 +85,8 @@ impl ConnectionHandle {
         self.submit(Operation::Send(Payload::Buffer(Buffer::from(bytes.as_ref()))))
     }
 
-    /// Sends what is in `buffer`, without copying it, and leaves it empty. What a callback has
-    /// got may be passed on so to another connection; see
+    /// Sends what is in `buffer`, without copying it, and leaves it empty. A callback can pass on to
+    /// another connection what it has received; see
     /// [`pause_while_above`](ConnectionHandle::pause_while_above).
     ///
     /// # Errors
@@ -274,8 +274,8 @@ impl<H: Handler> HandlerHandle<H> {
     /// connection ends first. If the handler is not an `H` the connection closes, and a line at
     /// error level says so.
     ///
-    /// What `f` does to the connection has the call's own place in the order of operations: before
-    /// all that was posted after the call, from whichever thread, even if `f` knows of it.
+    /// What `f` does to the connection takes the call's own place in the order of operations: it comes
+    /// before all that any thread has posted since the call.
     ///
     /// # Errors
     /// [`SendError::Closed`] if the connection or its loop is known to be over.

@@ -1,13 +1,13 @@
-//! A connection, in three rooms.
+//! A connection, in three parts.
 //!
-//! - [`state`] is what is known and what is to be done next: plain data, all the rules.
+//! - [`state`] is what is known and what is to be done next: plain data, and all the rules.
 //! - [`endpoint`] moves the bytes and calls the handler, in the order of one event.
 //! - This file and [`handle`] are what the program sees: [`Connection`] inside callbacks,
 //!   [`ConnectionHandle`] everywhere else.
 //!
-//! [`core`] is what they all reach, [`operation`] what can be asked of it, [`output`] the bytes to be
-//! sent, [`deadlines`] how long the peer may keep us waiting, [`throttle`] who has to wait for the peer,
-//! [`reason`] how it ended.
+//! All of them reach [`core`]. [`operation`] is what can be asked of a connection, and [`output`] the
+//! bytes that it has yet to send; [`deadlines`] is how long the peer may keep us waiting, and
+//! [`throttle`] who has to wait for the peer; [`send_error`] and [`reason`] say what went wrong.
 
 pub(crate) mod core;
 mod credentials;
@@ -113,7 +113,7 @@ impl<'l> Connection<'l> {
     /// Whose process the other end of a Unix socket was when it connected. Asks the kernel.
     ///
     /// # Errors
-    /// Those of the system's call; there is one for connections by TCP.
+    /// Those of the system's call. TCP connections have no credentials, and that is an error.
     pub fn peer_credentials(&self) -> io::Result<PeerCredentials> {
         PeerCredentials::of(self.core.socket())
     }
@@ -127,17 +127,17 @@ impl<'l> Connection<'l> {
 
     /// Sends a copy of `bytes`, after everything sent before.
     ///
-    /// Nothing to handle: if the program has shut down or closed the connection before, the bytes
-    /// are dropped, counted ([`ServerMetrics::discarded`](crate::ServerMetrics)) and logged at
+    /// There is no error to handle: if the program has shut down or closed the connection before, the
+    /// bytes are dropped, counted ([`ServerMetrics::discarded`](crate::ServerMetrics)) and logged at
     /// debug level; if they exceed the output limit, the connection closes with
-    /// [`CloseReason::OutputFull`]. See [`try_send`](Connection::try_send) for an answer.
+    /// [`CloseReason::OutputFull`]. [`try_send`](Connection::try_send) tells.
     #[inline]
     pub fn send(&self, bytes: impl AsRef<[u8]>) {
         self.queue(Outgoing::Bytes(bytes.as_ref()));
     }
 
-    /// Sends what is in `buffer` and leaves it empty. Does not copy: what is large, or alone,
-    /// moves with its storage.
+    /// Sends what is in `buffer` and leaves it empty. Bytes that are many, or all that there is to
+    /// send, are not copied: their storage moves.
     #[inline(always)]
     pub fn send_buffer(&self, buffer: &mut Buffer) {
         if !self.core.queue_first(buffer) {
@@ -190,10 +190,10 @@ impl<'l> Connection<'l> {
 
     /// Finishes like [`shutdown`](Connection::shutdown), and wants to hear nothing more: what
     /// `on_message` has left and what still comes is thrown away, also while reading is paused, and
-    /// the peer's end of stream is not told. For who has said all there is to say. (To close with
-    /// unread input, and be it a line nobody needs, makes the kernel send a reset, at which the
-    /// peer may lose what we sent.) A server that says everything in `on_connect` and finishes there
-    /// has an `on_message` that is never called.
+    /// the handler is not told of the peer's end of stream. For a program that has said all there is
+    /// to say. (If it closed instead, with input unread, even a line that nobody needs, the kernel
+    /// would send a reset, and the peer might lose what we sent.) If a server says everything in
+    /// `on_connect` and finishes there, its `on_message` is never called.
     pub fn finish(&self) {
         self.core.state.ignore_input(&self.core.context.lender);
         self.shutdown();
@@ -206,10 +206,10 @@ impl<'l> Connection<'l> {
     /// [`CloseReason::Rejected`].
     ///
     /// For parsers, called in `on_message`, as codecs do. The offset in `error` counts from the
-    /// first readable byte of `input`; the close reason has it counted from the first byte of the
-    /// stream. (A message that a codec has given is consumed: then 0 is its end.) Elsewhere there is
-    /// no input at hand: with an empty buffer the offset counts from the first byte that
-    /// `on_message` has left.
+    /// first readable byte of `input`; in the close reason it counts from the first byte of the
+    /// stream. (A message that a codec has returned is consumed, so 0 is the byte behind it.) Outside
+    /// of `on_message` there is no input at hand: pass an empty buffer, and the offset counts from the
+    /// first byte that `on_message` has left.
     ///
     /// ```
     /// use ruduo_net::{Buffer, Connection, DecodeError};
@@ -233,9 +233,9 @@ impl<'l> Connection<'l> {
         self.core.touch(self.event_loop);
     }
 
-    /// What was refused, by [`reject`](Connection::reject) or by a codec, which for its handler only
-    /// means that there is no next message. Asked after the last one, it is the occasion to say
-    /// why:
+    /// Why the input was refused, by [`reject`](Connection::reject) or by a codec. All that a codec
+    /// tells its handler is that there is no next message. So this is asked after the last one, and
+    /// the peer can be told why:
     ///
     /// ```
     /// # use ruduo_net::{Buffer, Connection, LineCodec};
@@ -267,9 +267,10 @@ impl<'l> Connection<'l> {
     }
 
     /// Stops receiving, until [`resume_reading`](Connection::resume_reading) has been called as
-    /// many times. The kernel's buffers fill, and then the peer has to wait. A peer that is gone
-    /// meanwhile, or has finished after we have, is waited for no longer than
-    /// [`linger`](crate::Server::linger): what it sent last is lost then.
+    /// many times. The kernel's buffers fill, and then the peer has to wait. If the peer goes away
+    /// meanwhile, or finishes after we have, the pause lasts no longer than
+    /// [`linger`](crate::Server::linger): then the connection ends, and what the peer sent last is
+    /// lost.
     pub fn pause_reading(&self) {
         self.core.perform(self.event_loop, Operation::Pause);
     }
@@ -279,10 +280,10 @@ impl<'l> Connection<'l> {
         self.in_order(Operation::Resume);
     }
 
-    /// Whether to go on with the input at hand. False when reading is paused, by the program or
+    /// Whether to go on with the input at hand. False while reading is paused, by the program or
     /// because more output waits than the high-water mark allows: then leave the rest, and it comes
-    /// again. False also after `close`, `reset`, `reject` and `finish`, when nothing comes again;
-    /// but not after `shutdown`, which goes on listening.
+    /// again. False also after `close`, `reset`, `reject` and `finish`, after which nothing comes
+    /// again; but not after `shutdown`, which goes on listening.
     #[must_use]
     pub fn wants_input(&self) -> bool {
         let posted = self.core.posted_bytes();
@@ -297,9 +298,9 @@ impl<'l> Connection<'l> {
     }
 
     /// Whether what is sent now can leave: not after `shutdown` or `close`, or when sending has
-    /// failed. For who sends in [`on_write_complete`](crate::Handler::on_write_complete) as long as
-    /// there is somebody to send to. A shutdown that queues behind what handles have posted counts
-    /// when it gets there.
+    /// failed. For programs that send in [`on_write_complete`](crate::Handler::on_write_complete) as
+    /// long as there is somebody to send to. (A `shutdown` that has to queue behind what handles have
+    /// posted counts from its turn on.)
     #[must_use]
     pub fn takes_output(&self) -> bool {
         self.core.state.takes_output()
@@ -363,8 +364,9 @@ impl<'l> Connection<'l> {
     }
 
     /// How long this peer may say nothing, instead of what
-    /// [`idle_timeout`](crate::Server::idle_timeout) says for all. The time begins anew, so who takes
-    /// long for an answer may set it again to count from there. `Duration::MAX`: as long as it likes.
+    /// [`idle_timeout`](crate::Server::idle_timeout) says for all. The time begins anew: a program that
+    /// took long for an answer sets it again, so that the peer's time counts from there.
+    /// `Duration::MAX` is no limit.
     pub fn set_idle_timeout(&self, timeout: Duration) {
         self.core.set_deadlines(self.event_loop, |deadlines| deadlines.idle = timeout);
     }
@@ -376,9 +378,9 @@ impl<'l> Connection<'l> {
     }
 
     /// How long this peer may do nothing after our end of the stream, instead of what
-    /// [`linger`](crate::Server::linger) says for all. A `shutdown` that is not the end, because the
-    /// peer has yet to work for its answer, wants `Duration::MAX` and another deadline, for example
-    /// the idle one of whoever waits for the answer.
+    /// [`linger`](crate::Server::linger) says for all. If the peer needs its time for an answer after
+    /// our `shutdown`, set this to `Duration::MAX` and rely on another deadline, for example the idle
+    /// timeout of whoever waits for that answer.
     pub fn set_linger(&self, linger: Duration) {
         self.core.set_deadlines(self.event_loop, |deadlines| deadlines.linger = linger);
     }
@@ -396,7 +398,7 @@ impl<'l> Connection<'l> {
         HandlerHandle::new(self.handle())
     }
 
-    /// Performs an operation after those that handles have posted.
+    /// Carries out an operation, after those that handles have posted.
     fn in_order(&self, operation: Operation) {
         if !self.core.has_outstanding() {
             self.core.perform(self.event_loop, operation);

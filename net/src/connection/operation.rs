@@ -1,7 +1,7 @@
 //! What can be asked of a connection, and the account of what is on its way to one.
 //!
-//! An operation is carried out at once, or travels to the connection's loop as a task; whoever has
-//! to know whether any is still travelling asks [`Posted`].
+//! An operation is carried out at once, or travels to the connection's loop as a task. [`Posted`]
+//! knows whether any is still on its way.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -98,7 +98,7 @@ pub(super) struct Posted {
     /// Memory of payloads on their way.
     weight: AtomicUsize,
     pub(super) limit: usize,
-    /// Weight from which on those who send are paused.
+    /// If more weight than this is on its way, those who send it are paused.
     pub(super) mark: usize,
     pub(super) sources: Sources,
     closed: AtomicBool,
@@ -137,8 +137,8 @@ impl Posted {
     }
 }
 
-/// Counts an operation as on its way until dropped: when it was carried out, or with the task if
-/// the loop refused it.
+/// Counts an operation as on its way until this is dropped: by the task that carries it out, or with
+/// that task if the loop refuses it.
 pub(super) struct Outstanding {
     posted: Arc<Posted>,
     weight: usize,

@@ -39,8 +39,8 @@ use crate::transport::{self, Transport};
 use crate::{Address, Connection};
 
 pub(crate) struct Endpoint<T, H> {
-    /// `None` until the factory has made it. Declared, and so dropped, before the socket: a peer that
-    /// sees its connection closed finds all that the handler held given back.
+    /// `None` until the factory has made it. It is declared before the socket, and so dropped before
+    /// it: when the peer sees the connection closed, all that the handler held has been given back.
     handler: RefCell<Option<H>>,
     core: Core,
     transport: T,
@@ -65,8 +65,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         Ok(endpoint)
     }
 
-    /// Makes its handler and tells it. Not inside any other callback. What has happened meanwhile is
-    /// looked at, at the end of the turn.
+    /// Makes the handler, and tells it that it is connected. Not inside any other callback. What has
+    /// happened since [`Endpoint::open`] is looked at, at the end of the turn.
     pub(crate) fn begin(
         &self,
         event_loop: &EventLoop,
@@ -88,8 +88,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         }
     }
 
-    /// Calls the handler from outside an event. Not when it has closed the connection and only the
-    /// end of the turn is awaited.
+    /// Calls the handler from outside an event. Does nothing if the connection has been closed and
+    /// only waits for the end of the turn.
     fn enter(&self, event_loop: &EventLoop, what: &str, f: impl FnOnce(&mut H, &Connection<'_>)) {
         if self.core.state.is_ended() {
             return;
@@ -103,7 +103,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         if event_loop.isolate(format_args!("{what} of {}", self.core), call).is_err() {
             self.core.end(event_loop, CloseReason::Panicked);
         }
-        // At the place of this callback in the order of operations.
+        // Here, for it takes this callback's place in the order of operations.
         let rejected = self.core.state.take_rejection();
         if rejected {
             conn.shutdown();
@@ -168,7 +168,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         } else if !state.is_quiet() {
             drained = self.steps_3_and_4(handler, conn, drained);
         }
-        // What is quiet and drained has yet to hear of it.
+        // Even if all is quiet again: a handler whose output has drained has yet to hear of it.
         (drained || !state.is_quiet()) && self.conclude(handler, conn, drained)
     }
 

@@ -49,7 +49,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
             let rest = std::mem::replace(&mut input, lender.lend());
             input.append(rest.readable());
         }
-        // Twice the storage, but never more than the limit, to the byte: all of it will be filled.
+        // Twice the storage, but not a byte more than the limit allows: all of it will be filled.
         let allowed = limits.input.saturating_sub(input.len()).max(1);
         if input.writable_len() < MIN_ROOM.min(allowed) {
             let larger = Buffer::with_capacity(input.len() + input.capacity().min(allowed));
@@ -59,8 +59,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         Some(input)
     }
 
-    /// One receive for nobody: the program wants nothing more, and waits for the end. False if
-    /// reading is not wanted at all.
+    /// One receive that nobody gets: the program wants no more input, and only the end of the stream
+    /// is awaited. False if reading is not wanted at all.
     #[cold]
     #[inline(never)]
     fn discard_input(&self) -> bool {
@@ -107,7 +107,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         }
     }
 
-    /// A handler that could go on and yet leaves as much as the limit allows never will.
+    /// Keeps what the handler has left. A handler that may go on, and yet leaves as much as the limit
+    /// allows, never will: then the connection ends.
     #[inline(never)]
     fn keep_input(&self, conn: &Connection<'_>, input: Buffer) {
         let Context { limits, lender, .. } = &*self.core.context;

@@ -52,7 +52,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
                 return state.wrote(n, offered, lender);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => state.would_block(lender),
-            // Our own fault, not the peer's, who waits for the rest: there is none.
+            // The file is too short. That is our fault, and the peer waits for a rest that does not
+            // exist.
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
                 state.end(CloseReason::WriteFailed(e));
             }

@@ -1,4 +1,4 @@
-//! How it ends: who may still say what, why, and what it waits for until then.
+//! How a connection ends: what may still be said, what is waited for, and which reason it gets.
 
 use std::io;
 
@@ -19,7 +19,7 @@ impl State {
         lender.give_back(self.take_input());
     }
 
-    /// The program refuses what the peer sent. The connection is to finish after the callback.
+    /// The program rejects what the peer sent. The connection is to finish after the callback.
     pub(crate) fn reject(&self, reason: CloseReason, lender: &Lender) {
         self.ignore_input(lender);
         self.insert(Status::TO_FINISH);
@@ -58,8 +58,8 @@ impl State {
         self.store(CloseReason::WriteFailed(error));
     }
 
-    /// Ends now, for a reason of our own. Output not yet sent is dropped, and then the peer must not
-    /// take what it has for everything, unless the program has chosen that.
+    /// Ends now, for a reason of our own. If that drops output, the connection is reset, so that the
+    /// peer does not take what it has got for everything; unless it was the program that closed it.
     pub(crate) fn end(&self, reason: CloseReason) {
         self.insert(Status::AT_ONCE);
         let cut = self.is(Status::PENDING) && !matches!(reason, CloseReason::Closed);
@@ -69,8 +69,8 @@ impl State {
         self.store(reason);
     }
 
-    /// Whether to reset when closing. The reason does not tell: something else may have gone wrong
-    /// before.
+    /// Whether to reset when closing. The reason does not tell, for it is the first thing that went
+    /// wrong, and not the last.
     pub(crate) fn resets(&self) -> bool {
         self.is(Status::RESETS)
     }
@@ -103,14 +103,14 @@ impl State {
             || (status.contains(Status::EOF_TOLD) && written)
     }
 
-    /// Whether only the peer keeps this connection from its end, once it has taken the output.
+    /// Whether only the peer keeps this connection from its end, once it has taken all output.
     pub(super) fn lingers(&self) -> bool {
         let ending = Status::FINISHING | Status::WRITE_OVER | Status::HUNG_UP | Status::DEAF;
         self.is(ending) && !self.is_over()
     }
 
-    /// What the peer is to do next, so that there must be a deadline for it. `None` if it is for the
-    /// program to go on: it has paused reading, or the peer has said all it will.
+    /// What the peer is to do next; there has to be a deadline for that. `None` if it is the program's
+    /// turn: it has paused reading, or the peer has said all that it will.
     pub(crate) fn awaited(&self) -> Option<Await> {
         if self.is_over() {
             None

@@ -15,14 +15,14 @@
 //! It is over when both are at their end, when reading failed, or at once for a reason of our own
 //! (close, a limit, a deadline).
 //!
-//! Whatever is unusual about a connection is a bit of [`Status`]. One that is just open has none,
-//! and most questions that each message asks are answered by a single test for that.
+//! Whatever is unusual about a connection is a bit of [`Status`]. A connection that is just open has
+//! none of them, and a single test for that answers most of the questions that each message asks.
 //!
 //! This file is what there is to know; what follows from it is in [`receiving`], [`sending`] and
 //! [`ending`].
 //!
-//! It is made of cells, each of which is read or exchanged in one go, and so is never found borrowed:
-//! between any two steps the program may come in, by a callback, and change it.
+//! The state is made of cells, each of which is read or exchanged in one go. So it is never found
+//! borrowed, although between any two steps a callback of the program may change it.
 
 mod ending;
 mod receiving;
@@ -62,21 +62,22 @@ bitflags! {
         const HELD = 1 << 10;
         /// The kernel's buffer is full; it will tell when there is room.
         const BLOCKED = 1 << 11;
-        /// The peer is gone but reading is paused.
+        /// The peer is gone, and because reading is paused we have not read how.
         const HUNG_UP = 1 << 12;
-        /// The poller was told to wait for something else than input.
+        /// The poller was told to wait for something other than input.
         const REWATCHED = 1 << 13;
         /// The program wants nothing more of the peer: what still comes is thrown away, also while
         /// reading is paused.
         const DEAF = 1 << 14;
-        /// Its end is a reset: on purpose, or because the peer must not take what it got for
-        /// everything.
+        /// It ends with a reset: on purpose, or so that the peer does not take what it has got for
+        /// all there was.
         const RESETS = 1 << 15;
-        /// After what the program has refused, its callback may still answer; then comes the end.
+        /// The program has rejected its input. The callback may still send an answer; after it the
+        /// connection finishes.
         const TO_FINISH = 1 << 16;
         /// Output waits to be handed to the kernel.
         const PENDING = 1 << 17;
-        /// It does not lie in one piece that can be offered at once.
+        /// That output is not one piece that can be offered at once.
         const SEVERAL = 1 << 18;
         /// The handler has left some of its input.
         const LEFT = 1 << 19;
@@ -85,12 +86,12 @@ bitflags! {
 
         const READ_OVER = Self::EOF_TOLD.bits() | Self::READ_FAILED.bits();
         const WRITE_OVER = Self::FIN_SENT.bits() | Self::WRITE_FAILED.bits();
-        /// Nothing is received.
+        /// With any of these, nothing is received.
         const NO_READ = Self::EOF.bits() | Self::READ_OVER.bits() | Self::AT_ONCE.bits()
             | Self::PAUSED.bits() | Self::ABOVE_HIGH.bits();
-        /// Nothing that is received goes to the handler: first what is held back has to.
+        /// With any of these, nothing new goes to the handler. (What is held back has to go first.)
         const NO_DELIVERY = Self::NO_READ.bits() | Self::HELD.bits() | Self::DEAF.bits();
-        /// Nothing more can be queued.
+        /// With any of these, nothing more can be queued.
         const NO_SEND = Self::FINISHING.bits() | Self::WRITE_OVER.bits() | Self::AT_ONCE.bits();
     }
 }
@@ -105,7 +106,8 @@ pub(crate) enum Crossed {
 /// What has to come next, if it is for the peer to do it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Await {
-    /// Input, of a connection that has had none. (Who counts the bytes knows.)
+    /// The very first input. (The state does not count bytes; [`Core`](super::core::Core), which
+    /// does, tells this from `Input`.)
     FirstByte,
     /// Input.
     Input,
@@ -121,7 +123,7 @@ pub(crate) struct State {
     status: Cell<Status>,
     /// How many more times the program has paused reading than resumed it.
     pauses: Cell<u32>,
-    /// What the handler has not consumed. Right-sized or empty: a lent buffer goes back.
+    /// What the handler has not consumed: a buffer of its size, or none, for lent buffers go back.
     input: Cell<Buffer>,
     /// The two parts of an [`Output`]: mostly it is one buffer, which leaves at once.
     frozen: Cell<Option<Box<Frozen>>>,

@@ -5,15 +5,15 @@ use crate::Buffer;
 use crate::limits::Limits;
 
 impl State {
-    /// Whether it is just open, in an event, and the handler has left nothing to which new bytes are
-    /// added.
+    /// Whether it is just open and in an event, and the handler has left nothing to which new bytes
+    /// would have to be added.
     #[inline(always)]
     pub(crate) fn is_untouched(&self) -> bool {
         self.status.get() == Status::IN_EVENT
     }
 
-    /// Before a receive: what the handler has left. `None` if nothing is to be received now: what
-    /// is held back is delivered before anything more is received, also an end of stream.
+    /// Before a receive: what the handler has left. `None` if nothing is to be received now. What is
+    /// held back is delivered before anything more is received, even an end of stream.
     pub(crate) fn begin_read(&self) -> Option<Buffer> {
         (!self.is(Status::NO_DELIVERY)).then(|| self.take_input())
     }
@@ -33,13 +33,13 @@ impl State {
         self.input.take()
     }
 
-    /// Before input that was held back is delivered again. `None` if it is not the time.
+    /// Before a delivery without new bytes: the input that was held back. `None` if there is none, or
+    /// if it has to wait.
     pub(crate) fn begin_delivery(&self, limits: &Limits, posted: usize) -> Option<Buffer> {
         self.is_deliverable(limits, posted).then(|| self.take_input())
     }
 
-    /// Takes back what the handler has left of its input. If it left nothing there is nothing to
-    /// take back.
+    /// Takes back what the handler has left of its input, if anything.
     pub(crate) fn keep_input(&self, input: Buffer, limits: &Limits, posted: usize) {
         if self.is(Status::DEAF) || input.is_empty() {
             return;
@@ -73,8 +73,8 @@ impl State {
         self.is(Status::EOF)
     }
 
-    /// True once, when the handler is to be told of the peer's end of stream. One that wanted
-    /// nothing more is not told: it might take what it has for everything.
+    /// True once, when the handler is to be told of the peer's end of stream. A handler that wants
+    /// nothing more is not told: it might take what it has got for everything.
     #[inline(never)]
     pub(crate) fn take_half_close(&self) -> bool {
         let due = self.is_eof() && !self.is(Status::HELD | Status::READ_OVER | Status::AT_ONCE);
@@ -84,8 +84,8 @@ impl State {
         due && !self.is(Status::DEAF)
     }
 
-    /// Whether to receive. What is thrown away is received in spite of any pause: no memory is to be
-    /// saved, nobody is going to resume, and the peer's end must be seen.
+    /// Whether to receive. What is going to be thrown away is received in spite of any pause: it takes
+    /// no memory, nobody is going to resume, and the peer's end must be seen.
     #[inline]
     pub(crate) fn wants_read(&self) -> bool {
         let mut stop = Status::NO_READ;
@@ -93,9 +93,9 @@ impl State {
         !self.is(stop)
     }
 
-    /// Whether the handler should go on with the input it has: not if the program paused reading,
-    /// if the answers so far are more than the peer takes, or if this is the end. `posted` bytes
-    /// of output are on their way here from handles.
+    /// Whether the handler should go on with the input it has: not if the program has paused reading,
+    /// if more answers wait than the high-water mark allows, or if this is the end. `posted` bytes of
+    /// output are on their way here from handles.
     pub(crate) fn wants_input(&self, limits: &Limits, posted: usize) -> bool {
         let stop = Status::PAUSED | Status::ABOVE_HIGH | Status::AT_ONCE | Status::DEAF;
         !self.is(stop) && self.pending_output().saturating_add(posted) <= limits.high_water
@@ -138,7 +138,8 @@ impl State {
         self.insert(Status::HUNG_UP);
     }
 
-    /// The handler has had everything there will ever be.
+    /// Whether nothing will ever be read again: the handler knows of the end of stream, or reading
+    /// failed.
     pub(crate) fn is_read_over(&self) -> bool {
         self.is(Status::READ_OVER)
     }

@@ -1,4 +1,4 @@
-//! What happens to our bytes: queued, taken by the kernel, and who waits because it does not.
+//! What happens to our bytes: queued, and taken by the kernel, or not; then somebody has to wait.
 
 use super::{Crossed, State, Status};
 use crate::connection::output::{Outgoing, Output};
@@ -28,8 +28,8 @@ impl State {
         Ok(())
     }
 
-    /// The short way for a buffer of at most so much memory, in an event in which nothing is unusual.
-    /// False if it is not open.
+    /// The short way: queues a buffer as it is, in an event in which nothing is unusual. False if this
+    /// is no such event, or if the buffer takes more memory than `most`.
     #[inline(always)]
     pub(crate) fn queue_first(&self, buffer: &mut Buffer, most: usize) -> bool {
         let open = self.is_untouched() && !buffer.is_empty() && buffer.capacity() <= most;
@@ -53,16 +53,16 @@ impl State {
         result
     }
 
-    /// Takes the output out, which is in one piece, for a flush. `all_sent` or `put_single` follows.
+    /// Takes the output, which is one piece, out for a flush. `all_sent` or `put_single` follows.
     #[inline(always)]
     pub(crate) fn take_single(&self) -> Buffer {
         self.tail.take()
     }
 
-    /// Puts output in its place, which is empty.
+    /// Puts one piece of output into its place, which is empty.
     #[inline(always)]
     pub(crate) fn put_single(&self, single: Buffer) {
-        // Spares a call: there is nothing to drop, which the compiler does not see.
+        // There is nothing to drop, but the compiler does not see that and would call.
         std::mem::forget(self.tail.replace(single));
     }
 
@@ -82,13 +82,13 @@ impl State {
         (self.status.get() & (Status::PENDING | stop)) == Status::PENDING
     }
 
-    /// Whether one piece of output is all there is: what a message and its answer leave behind.
+    /// Whether one piece of output is all that is unusual: the state after a message and its answer.
     #[inline(always)]
     pub(crate) fn has_only_output(&self) -> bool {
         self.status.get() == Status::IN_EVENT | Status::PENDING
     }
 
-    /// Whether it lies in one piece.
+    /// Whether the output is one piece.
     pub(crate) fn has_single_output(&self) -> bool {
         !self.is(Status::SEVERAL)
     }
@@ -132,9 +132,9 @@ impl State {
         self.is(Status::ABOVE_HIGH)
     }
 
-    /// Whether the output's length has crossed a mark: the high one only if the kernel takes no
-    /// more, for until it was asked nobody knows that the peer is slow. Coming down to the low one
-    /// also means that input left over may be delivered again.
+    /// Whether the output's length has crossed a mark. The high one counts only once the kernel takes
+    /// no more: before that, nobody knows that the peer is slow. At the low one, input that was left
+    /// over may be delivered again.
     pub(crate) fn crossed(&self, limits: &Limits) -> Option<Crossed> {
         if self.is_ended() {
             return None;
