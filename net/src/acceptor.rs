@@ -144,8 +144,8 @@ impl Acceptor {
         self.pause(event_loop, token);
     }
 
-    /// Accepts and closes what waits, with the spare descriptor's number. If another thread snatches
-    /// the number first, they wait until the next time.
+    /// Accepts and closes what waits, with the spare descriptor's number. If another thread
+    /// snatches the number first, they wait until the next time.
     fn refuse_waiting(&self) {
         self.spare.replace(None);
         for _ in 0..MAX_BURST {

@@ -1,4 +1,5 @@
-//! What lives on one loop and is named by a number elsewhere: on other threads, in timers and tasks.
+//! What lives on one loop and is named by a number elsewhere: on other threads, in timers and
+//! tasks.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -50,8 +50,8 @@ pub trait Handler: Any {
     fn on_message(&mut self, conn: &Connection<'_>, input: &mut Buffer);
 
     /// All output has been handed to the kernel: the time to send more of something long. What is
-    /// sent here leaves when every other connection has had its turn, so a handler that always sends
-    /// more neither recurses nor starves anybody.
+    /// sent here leaves when every other connection has had its turn, so a handler that always
+    /// sends more neither recurses nor starves anybody.
     fn on_write_complete(&mut self, conn: &Connection<'_>) {
         let _ = conn;
     }
@@ -69,8 +69,8 @@ pub trait Handler: Any {
 
     /// The peer has sent its last byte and may still be reading. By default the connection shuts
     /// down too: pending output is delivered, then it closes. A handler that overrides this has to
-    /// end the connection itself. Input that was left may still be delivered after this, when reading
-    /// is resumed.
+    /// end the connection itself. Input that was left may still be delivered after this, when
+    /// reading is resumed.
     fn on_half_close(&mut self, conn: &Connection<'_>) {
         conn.shutdown();
     }

@@ -34,8 +34,8 @@ pub(crate) struct Lender {
 struct Lenders(RefCell<Vec<Weak<Lender>>>);
 
 impl Lender {
-    /// The loop's lender of buffers of this size. All who want that size share it, and it lives for as
-    /// long as any of them does.
+    /// The loop's lender of buffers of this size. All who want that size share it, and it lives for
+    /// as long as any of them does.
     pub(crate) fn of(event_loop: &EventLoop, size: usize) -> Rc<Lender> {
         let lenders = event_loop.local::<Lenders>();
         let mut lenders = lenders.0.borrow_mut();
@@ -95,9 +95,9 @@ impl Lender {
         }
     }
 
-    /// Exchanges a buffer for one that may stay with a connection that waits: an empty buffer for one
-    /// without storage, and one with a small rest for one of that size. Ten thousand peers that each
-    /// leave one byte unread must not hold ten thousand large buffers.
+    /// Exchanges a buffer for one that may stay with a connection that waits: an empty buffer for
+    /// one without storage, and one with a small rest for one of that size. Ten thousand peers that
+    /// each leave one byte unread must not hold ten thousand large buffers.
     pub(crate) fn trim(&self, buffer: Buffer) -> Buffer {
         if buffer.is_empty() {
             self.give_back(buffer);

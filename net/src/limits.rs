@@ -120,21 +120,21 @@ impl Limits {
     }
 }
 
-/// The methods that set the bounds of connections: the same ones for all builders that make any. Such
-/// a builder has a method `limits`.
+/// The methods that set the bounds of connections: the same ones for all builders that make any.
+/// Such a builder has a method `limits`.
 macro_rules! connection_settings {
     ($builder:ident) => {
         /// # The bounds of each connection
         impl<C> $builder<'_, C> {
-            /// How many bytes one receive can bring; 64 KiB by default. Each loop has a few buffers of
-            /// this size, shared by all connections.
+            /// How many bytes one receive can bring; 64 KiB by default. Each loop has a few buffers
+            /// of this size, shared by all connections.
             pub fn read_size(mut self, bytes: usize) -> Self {
                 self.limits().read_size = bytes;
                 self
             }
 
-            /// How many bytes of input a handler may leave unconsumed; 1 MiB by default. A connection
-            /// that reaches it is closed ([`InputFull`](crate::CloseReason::InputFull)).
+            /// How many bytes of input a handler may leave unconsumed; 1 MiB by default. A
+            /// connection that reaches it is closed ([`InputFull`](crate::CloseReason::InputFull)).
             pub fn input_limit(mut self, bytes: usize) -> Self {
                 self.limits().input = bytes;
                 self
@@ -156,20 +156,22 @@ macro_rules! connection_settings {
                 self
             }
 
-            /// How long a peer may say nothing while it is its turn: a connection on which no byte has
-            /// come for so long is closed ([`Idle`](crate::CloseReason::Idle)). Never, by default.
+            /// How long a peer may say nothing while it is its turn: a connection on which no byte
+            /// has come for so long is closed ([`Idle`](crate::CloseReason::Idle)). Never, by
+            /// default.
             ///
-            /// What we send does not count, so that a ping of ours does not hide a dead peer; a program
-            /// that takes long for an answer sets the time anew
+            /// What we send does not count, so that a ping of ours does not hide a dead peer; a
+            /// program that takes long for an answer sets the time anew
             /// ([`set_idle_timeout`](crate::Connection::set_idle_timeout)). The time stands still
-            /// while it is not the peer's turn: while we pause reading, after its end of the stream,
-            /// and while output waits (then
+            /// while it is not the peer's turn: while we pause reading, after its end of the
+            /// stream, and while output waits (then
             /// [`write_stall_timeout`](Self::write_stall_timeout) counts, and after our own end
             /// [`linger`](Self::linger)), and begins anew after that.
             ///
             /// This and the other deadlines are never early, and late by at most an eighth of their
-            /// time or 10 ms, whichever is longer, if the loop is not late itself. They cost nothing for
-            /// each message; where one is set, a timer looks at the connection twelve times within it.
+            /// time or 10 ms, whichever is longer, if the loop is not late itself. They cost
+            /// nothing for each message; where one is set, a timer looks at the connection twelve
+            /// times within it.
             pub fn idle_timeout(mut self, timeout: std::time::Duration) -> Self {
                 self.limits().deadlines.idle = timeout;
                 self
@@ -187,10 +189,10 @@ macro_rules! connection_settings {
             /// `shutdown` ([`WriteStalled`](crate::CloseReason::WriteStalled)). 60 s by default;
             /// `Duration::MAX` is no limit.
             ///
-            /// What it takes is what it acknowledges, as the kernel tells (on Linux; elsewhere, and on
-            /// Unix sockets, what makes room in the kernel's buffer), and at least 4 KiB, if
-            /// there is so much, have to be taken within the time: a peer that takes it byte by byte
-            /// takes nothing.
+            /// What it takes is what it acknowledges, as the kernel tells (on Linux; elsewhere, and
+            /// on Unix sockets, what makes room in the kernel's buffer), and at least 4 KiB, if
+            /// there is so much, have to be taken within the time: a peer that takes it byte by
+            /// byte takes nothing.
             pub fn write_stall_timeout(mut self, timeout: std::time::Duration) -> Self {
                 self.limits().deadlines.write_stall = timeout;
                 self
@@ -217,9 +219,9 @@ macro_rules! connection_settings {
 
             /// How long what was sent may remain unacknowledged before the kernel gives the
             /// connection up (TCP_USER_TIMEOUT; milliseconds, at least one), which is an error
-            /// `TimedOut`: for networks that are gone, where otherwise the kernel tries for a quarter
-            /// of an hour. (A peer whose program does not read acknowledges nevertheless, but not
-            /// when its window is closed: then this is a second
+            /// `TimedOut`: for networks that are gone, where otherwise the kernel tries for a
+            /// quarter of an hour. (A peer whose program does not read acknowledges nevertheless,
+            /// but not when its window is closed: then this is a second
             /// [`write_stall_timeout`](Self::write_stall_timeout).) With
             /// [`keepalive`](Self::keepalive), it decides instead of the number of questions. The
             /// system's by default. TCP on Linux only.

@@ -112,7 +112,8 @@ impl Listener {
         self.options.per_loop
     }
 
-    /// As many as there are loops if each is to have one, on the same port; otherwise this one alone.
+    /// As many as there are loops if each is to have one, on the same port; otherwise this one
+    /// alone.
     pub(crate) fn with_siblings(self, loops: usize) -> io::Result<Vec<Arc<Listener>>> {
         let (address, options) = (self.address.clone(), self.options);
         let mut all = vec![Arc::new(self)];

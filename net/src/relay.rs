@@ -43,7 +43,8 @@ impl Relay {
 impl Handler for Relay {
     fn on_message(&mut self, conn: &Connection<'_>, input: &mut Buffer) {
         if self.other.send_buffer(input).is_err() {
-            // The other side is over, or its output limit leaves no room: this one ends as by a cut.
+            // The other side is over, or its output limit leaves no room: this one ends as by a
+            // cut.
             conn.reset();
         }
     }

@@ -9,8 +9,8 @@ use ruduo_reactor::sys::keepalive::keep_alive;
 use crate::Address;
 
 /// How the kernel asks a peer that says nothing whether it is still there (SO_KEEPALIVE). If it is
-/// not, the connection closes with [`ReadFailed`](crate::CloseReason::ReadFailed), `TimedOut`. OpenBSD
-/// does not let a socket set this; there starting the server fails with `Unsupported`.
+/// not, the connection closes with [`ReadFailed`](crate::CloseReason::ReadFailed), `TimedOut`.
+/// OpenBSD does not let a socket set this; there starting the server fails with `Unsupported`.
 ///
 /// That finds machines and networks that are gone. A program that hangs is not: its kernel answers.
 ///
@@ -45,8 +45,8 @@ pub(crate) struct TcpOptions {
 }
 
 impl TcpOptions {
-    /// Sets them on a socket. One that listens hands them on to all that it accepts (on Linux all of
-    /// them, like TCP_NODELAY), so there is no system call for each connection.
+    /// Sets them on a socket. One that listens hands them on to all that it accepts (on Linux all
+    /// of them, like TCP_NODELAY), so there is no system call for each connection.
     pub(crate) fn set_on(&self, socket: BorrowedFd<'_>, address: &Address) -> io::Result<()> {
         let any = self.keepalive.is_some() || self.user_timeout.is_some();
         if any && !matches!(address, Address::Ip(_)) {

@@ -7,8 +7,8 @@ use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use ruduo_reactor::sys::sendfile;
 use ruduo_reactor::sys::socket::{self, Moved};
 
-/// What moves the bytes of a connection. There is one transport so far; encryption would be another.
-/// An endpoint is compiled for each, so this costs nothing.
+/// What moves the bytes of a connection. There is one transport so far; encryption would be
+/// another. An endpoint is compiled for each, so this costs nothing.
 pub(crate) trait Transport: 'static {
     /// Receives into the spare room of `bytes`, which there is. 0 is the end of the stream.
     fn recv(&self, socket: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> Moved;

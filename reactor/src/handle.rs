@@ -63,8 +63,8 @@ impl LoopHandle {
     /// never blocks, and wakes the loop only if it sleeps.
     ///
     /// # Errors
-    /// [`PostError`] if the loop takes no more tasks. A task that was accepted does run, even if the
-    /// loop is told to quit right after.
+    /// [`PostError`] if the loop takes no more tasks. A task that was accepted does run, even if
+    /// the loop is told to quit right after.
     ///
     /// ```
     /// use ruduo_reactor::EventLoop;

@@ -1,8 +1,8 @@
 //! Keeping one callback's panic from the others.
 //!
 //! The loop catches panics once for each batch of callbacks and not for each callback: the closure
-//! that `catch` guards runs until the batch is done or something panics, and is called again for the
-//! rest. So isolation costs nothing when nobody panics.
+//! that `catch` guards runs until the batch is done or something panics, and is called again for
+//! the rest. So isolation costs nothing when nobody panics.
 
 use std::any::Any;
 use std::fmt::Display;

@@ -3,10 +3,10 @@
 //! The kernel's handler (in `sys::signal`) only sets a flag and wakes the loop, which looks at the
 //! flags here and calls the functions in its task phase, where they may do anything.
 //!
-//! The kernel's handler may do little more than `write`. So a loop whose waker is an event of kqueue,
-//! to which nothing can be written, gets a pipe for this. (kqueue's own EVFILT_SIGNAL would not do
-//! the same: it reports a signal before the handler runs, even one that is ignored, and on macOS not
-//! one that was sent to a thread, as by raise(3).)
+//! The kernel's handler may do little more than `write`. So a loop whose waker is an event of
+//! kqueue, to which nothing can be written, gets a pipe for this. (kqueue's own EVFILT_SIGNAL would
+//! not do the same: it reports a signal before the handler runs, even one that is ignored, and on
+//! macOS not one that was sent to a thread, as by raise(3).)
 
 use std::cell::{Cell, RefCell};
 use std::io;

@@ -108,8 +108,8 @@ impl Stopwatch {
     }
 }
 
-/// The longest time in a window that is not yet over, and in the one before. So whoever asks, however
-/// often, hears of a slow callback for at least as long as a window.
+/// The longest time in a window that is not yet over, and in the one before. So whoever asks,
+/// however often, hears of a slow callback for at least as long as a window.
 #[derive(Clone, Copy)]
 struct Longest {
     since: Instant,

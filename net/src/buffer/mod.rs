@@ -10,11 +10,11 @@
 //! ```
 //!
 //! Bytes come in at the right, by [`append`](Buffer::append) or by a receive call, and leave at the
-//! left by [`consume`](Buffer::consume), which only advances `read`. What lies to the left of `read`
-//! is free again: the consumed bytes, and eight more that wait for a header. A length that is known
-//! only when the message is complete is prepended there, and the message stays where it is. When
-//! everything is consumed, `read` and the vector's length return to 8, and the same storage serves
-//! the next message.
+//! left by [`consume`](Buffer::consume), which only advances `read`. What lies to the left of
+//! `read` is free again: the consumed bytes, and eight more that wait for a header. A length that
+//! is known only when the message is complete is prepended there, and the message stays where it
+//! is. When everything is consumed, `read` and the vector's length return to 8, and the same
+//! storage serves the next message.
 //!
 //! # How it grows
 //!
@@ -259,9 +259,9 @@ impl Buffer {
         }
     }
 
-    /// Consumes the first `n` readable bytes and lends them out, where they are; `None`, and nothing
-    /// happens, if there are fewer. When none are left, the room they took is free again as soon as
-    /// somebody needs it.
+    /// Consumes the first `n` readable bytes and lends them out, where they are; `None`, and
+    /// nothing happens, if there are fewer. When none are left, the room they took is free again as
+    /// soon as somebody needs it.
     ///
     /// ```
     /// # use ruduo_net::Buffer;

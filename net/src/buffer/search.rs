@@ -9,9 +9,9 @@ use super::Buffer;
 ///
 /// Offsets count from the first readable byte, both those given and those returned.
 ///
-/// A message seldom arrives in one piece. To search it from its beginning with each piece takes a time
-/// that grows with the square of its length, so the `_from` methods take up a search where the last
-/// one ended.
+/// A message seldom arrives in one piece. To search it from its beginning with each piece takes a
+/// time that grows with the square of its length, so the `_from` methods take up a search where the
+/// last one ended.
 impl Buffer {
     /// The offset of the first `"\r\n"`.
     ///
@@ -60,8 +60,9 @@ impl Buffer {
         self.find_from(0, needle)
     }
 
-    /// The offset of the first `needle` that begins at `start` or later; `None` if `start` is beyond
-    /// the end. A search for `n` bytes is resumed `n - 1` bytes before the end of the one before.
+    /// The offset of the first `needle` that begins at `start` or later; `None` if `start` is
+    /// beyond the end. A search for `n` bytes is resumed `n - 1` bytes before the end of the one
+    /// before.
     pub fn find_from(&self, start: usize, needle: &[u8]) -> Option<usize> {
         memmem::find(self.readable().get(start..)?, needle).map(|offset| start + offset)
     }

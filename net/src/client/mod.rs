@@ -1,8 +1,8 @@
 //! Clients: how one is described.
 //!
 //! This file is the description. [`connecting`] is the client at work, [`race`] one attempt of it,
-//! [`retry`] says when it tries again, [`failure`] why it could not, [`resolver`] looks names up, and
-//! [`handle`] reaches it from outside. [`stream`] is for a stream that is connected already.
+//! [`retry`] says when it tries again, [`failure`] why it could not, [`resolver`] looks names up,
+//! and [`handle`] reaches it from outside. [`stream`] is for a stream that is connected already.
 
 mod connecting;
 mod failure;

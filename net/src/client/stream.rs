@@ -110,8 +110,8 @@ impl<'l, C> Connected<'l, C> {
 
 /// # Starting
 impl<C: CanStart + 'static> Connected<'_, C> {
-    /// Gives it to the loop, for the closures: as a task of the loop, for this may be called inside a
-    /// callback. The handle reaches the connection until it ends; dropping that changes nothing.
+    /// Gives it to the loop, for the closures: as a task of the loop, for this may be called inside
+    /// a callback. The handle reaches the connection until it ends; dropping that changes nothing.
     ///
     /// # Errors
     /// Settings that contradict each other, or that the kernel does not take; or if the loop can't

@@ -78,9 +78,9 @@ impl LineCodec {
         LineCodec::ending_with(End::Lf)
     }
 
-    /// Lines end with CR and LF; either alone is a byte like others. Many protocols ask for that (for
-    /// mail, RFC 5321, section 2.3.8): where two programs do not agree on what ends a line, a request
-    /// can be hidden from one of them.
+    /// Lines end with CR and LF; either alone is a byte like others. Many protocols ask for that
+    /// (for mail, RFC 5321, section 2.3.8): where two programs do not agree on what ends a line, a
+    /// request can be hidden from one of them.
     pub const fn crlf() -> LineCodec {
         LineCodec::ending_with(End::CrLf)
     }

@@ -73,9 +73,10 @@ fn next_message<'b>(
     }
 }
 
-/// A message of the greatest length must fit into the input. Otherwise the first peer that sends one
-/// would have its connection closed ([`CloseReason::InputFull`](crate::CloseReason::InputFull)). That
-/// is a mistake of the program, and this lets the very first message show it.
+/// A message of the greatest length must fit into the input. Otherwise the first peer that sends
+/// one would have its connection closed
+/// ([`CloseReason::InputFull`](crate::CloseReason::InputFull)). That is a mistake of the program,
+/// and this lets the very first message show it.
 #[track_caller]
 fn check_fits(conn: &Connection<'_>, longest: usize) {
     let limit = conn.input_limit();

@@ -274,8 +274,8 @@ impl<H: Handler> HandlerHandle<H> {
     /// connection ends first. If the handler is not an `H` the connection closes, and a line at
     /// error level says so.
     ///
-    /// What `f` does to the connection takes the call's own place in the order of operations: it comes
-    /// before all that any thread has posted since the call.
+    /// What `f` does to the connection takes the call's own place in the order of operations: it
+    /// comes before all that any thread has posted since the call.
     ///
     /// # Errors
     /// [`SendError::Closed`] if the connection or its loop is known to be over.

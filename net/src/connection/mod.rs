@@ -5,8 +5,8 @@
 //! - This file and [`handle`] are what the program sees: [`Connection`] inside callbacks,
 //!   [`ConnectionHandle`] everywhere else.
 //!
-//! All of them reach [`core`]. [`operation`] is what can be asked of a connection, and [`output`] the
-//! bytes that it has yet to send; [`deadlines`] is how long the peer may keep us waiting, and
+//! All of them reach [`core`]. [`operation`] is what can be asked of a connection, and [`output`]
+//! the bytes that it has yet to send; [`deadlines`] is how long the peer may keep us waiting, and
 //! [`throttle`] who has to wait for the peer; [`send_error`] and [`reason`] say what went wrong.
 
 pub(crate) mod core;
@@ -127,9 +127,9 @@ impl<'l> Connection<'l> {
 
     /// Sends a copy of `bytes`, after everything sent before.
     ///
-    /// There is no error to handle: if the program has shut down or closed the connection before, the
-    /// bytes are dropped, counted ([`ServerMetrics::discarded`](crate::ServerMetrics)) and logged at
-    /// debug level; if they exceed the output limit, the connection closes with
+    /// There is no error to handle: if the program has shut down or closed the connection before,
+    /// the bytes are dropped, counted ([`ServerMetrics::discarded`](crate::ServerMetrics)) and
+    /// logged at debug level; if they exceed the output limit, the connection closes with
     /// [`CloseReason::OutputFull`]. [`try_send`](Connection::try_send) tells.
     #[inline]
     pub fn send(&self, bytes: impl AsRef<[u8]>) {
@@ -190,10 +190,10 @@ impl<'l> Connection<'l> {
 
     /// Finishes like [`shutdown`](Connection::shutdown), and wants to hear nothing more: what
     /// `on_message` has left and what still comes is thrown away, also while reading is paused, and
-    /// the handler is not told of the peer's end of stream. For a program that has said all there is
-    /// to say. (If it closed instead, with input unread, even a line that nobody needs, the kernel
-    /// would send a reset, and the peer might lose what we sent.) If a server says everything in
-    /// `on_connect` and finishes there, its `on_message` is never called.
+    /// the handler is not told of the peer's end of stream. For a program that has said all there
+    /// is to say. (If it closed instead, with input unread, even a line that nobody needs, the
+    /// kernel would send a reset, and the peer might lose what we sent.) If a server says
+    /// everything in `on_connect` and finishes there, its `on_message` is never called.
     pub fn finish(&self) {
         self.core.state.ignore_input(&self.core.context.lender);
         self.shutdown();
@@ -207,9 +207,9 @@ impl<'l> Connection<'l> {
     ///
     /// For parsers, called in `on_message`, as codecs do. The offset in `error` counts from the
     /// first readable byte of `input`; in the close reason it counts from the first byte of the
-    /// stream. (A message that a codec has returned is consumed, so 0 is the byte behind it.) Outside
-    /// of `on_message` there is no input at hand: pass an empty buffer, and the offset counts from the
-    /// first byte that `on_message` has left.
+    /// stream. (A message that a codec has returned is consumed, so 0 is the byte behind it.)
+    /// Outside of `on_message` there is no input at hand: pass an empty buffer, and the offset
+    /// counts from the first byte that `on_message` has left.
     ///
     /// ```
     /// use ruduo_net::{Buffer, Connection, DecodeError};
@@ -298,9 +298,9 @@ impl<'l> Connection<'l> {
     }
 
     /// Whether what is sent now can leave: not after `shutdown` or `close`, or when sending has
-    /// failed. For programs that send in [`on_write_complete`](crate::Handler::on_write_complete) as
-    /// long as there is somebody to send to. (A `shutdown` that has to queue behind what handles have
-    /// posted counts from its turn on.)
+    /// failed. For programs that send in [`on_write_complete`](crate::Handler::on_write_complete)
+    /// as long as there is somebody to send to. (A `shutdown` that has to queue behind what handles
+    /// have posted counts from its turn on.)
     #[must_use]
     pub fn takes_output(&self) -> bool {
         self.core.state.takes_output()
@@ -364,8 +364,8 @@ impl<'l> Connection<'l> {
     }
 
     /// How long this peer may say nothing, instead of what
-    /// [`idle_timeout`](crate::Server::idle_timeout) says for all. The time begins anew: a program that
-    /// took long for an answer sets it again, so that the peer's time counts from there.
+    /// [`idle_timeout`](crate::Server::idle_timeout) says for all. The time begins anew: a program
+    /// that took long for an answer sets it again, so that the peer's time counts from there.
     /// `Duration::MAX` is no limit.
     pub fn set_idle_timeout(&self, timeout: Duration) {
         self.core.set_deadlines(self.event_loop, |deadlines| deadlines.idle = timeout);
@@ -378,9 +378,9 @@ impl<'l> Connection<'l> {
     }
 
     /// How long this peer may do nothing after our end of the stream, instead of what
-    /// [`linger`](crate::Server::linger) says for all. If the peer needs its time for an answer after
-    /// our `shutdown`, set this to `Duration::MAX` and rely on another deadline, for example the idle
-    /// timeout of whoever waits for that answer.
+    /// [`linger`](crate::Server::linger) says for all. If the peer needs its time for an answer
+    /// after our `shutdown`, set this to `Duration::MAX` and rely on another deadline, for example
+    /// the idle timeout of whoever waits for that answer.
     pub fn set_linger(&self, linger: Duration) {
         self.core.set_deadlines(self.event_loop, |deadlines| deadlines.linger = linger);
     }

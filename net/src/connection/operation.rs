@@ -137,8 +137,8 @@ impl Posted {
     }
 }
 
-/// Counts an operation as on its way until this is dropped: by the task that carries it out, or with
-/// that task if the loop refuses it.
+/// Counts an operation as on its way until this is dropped: by the task that carries it out, or
+/// with that task if the loop refuses it.
 pub(super) struct Outstanding {
     posted: Arc<Posted>,
     weight: usize,

@@ -311,8 +311,8 @@ impl Frozen {
     }
 }
 
-/// Whether a buffer may be queued as it is. A mostly empty one is copied: behind a slow peer, storage
-/// is what counts.
+/// Whether a buffer may be queued as it is. A mostly empty one is copied: behind a slow peer,
+/// storage is what counts.
 fn is_mostly_full(buffer: &Buffer) -> bool {
     buffer.capacity() / 4 * 3 <= buffer.len()
 }

@@ -8,9 +8,9 @@
 //!     └── paused from the high mark on until the low one ─────┘
 //! ```
 //!
-//! Each of the two is one pause, which counts with those that the program may have made itself. What
-//! was paused is resumed, neither more nor less: sources that join meanwhile are paused too, and at
-//! the connection's end all of them go on.
+//! Each of the two is one pause, which counts with those that the program may have made itself.
+//! What was paused is resumed, neither more nor less: sources that join meanwhile are paused too,
+//! and at the connection's end all of them go on.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -131,11 +131,13 @@ impl Core {
 impl ConnectionHandle {
     /// Pauses reading on this connection whenever more than the high-water mark waits on `other`
     /// ([`water_marks`](crate::Server::water_marks)), until only the low one does: for programs
-    /// that pass on what this one receives. From any thread, whatever loops the two are on. If they are on
-    /// two, it pauses also while more than the low mark is on its way from the one to the other.
+    /// that pass on what this one receives. From any thread, whatever loops the two are on. If they
+    /// are on two, it pauses also while more than the low mark is on its way from the one to the
+    /// other.
     ///
-    /// These pauses count with those of the program: reading goes on when all have ended. When either
-    /// connection ends, this ends with it, and the other one goes on. It cannot be undone otherwise.
+    /// These pauses count with those of the program: reading goes on when all have ended. When
+    /// either connection ends, this ends with it, and the other one goes on. It cannot be undone
+    /// otherwise.
     ///
     /// ```
     /// # use ruduo_net::{Connection, ConnectionHandle};
@@ -149,8 +151,8 @@ impl ConnectionHandle {
         other.posted().add_source(self);
     }
 
-    /// After something has been posted: if much is on its way, the sources pause until it has arrived.
-    /// The task that resumes them is posted behind it.
+    /// After something has been posted: if much is on its way, the sources pause until it has
+    /// arrived. The task that resumes them is posted behind it.
     pub(super) fn hold_back_sources(&self) {
         let posted = self.posted();
         if posted.weight() <= posted.mark {

@@ -37,8 +37,8 @@ impl EventLoop {
         self.drop_dead();
     }
 
-    /// Runs the tasks that were accepted before the end, but no more of them at a time than in a turn:
-    /// so what they send leaves in between, and output limits are watched.
+    /// Runs the tasks that were accepted before the end, but no more of them at a time than in a
+    /// turn: so what they send leaves in between, and output limits are watched.
     fn run_last_tasks(&self) {
         let mut left = self.tasks.borrow().len();
         loop {

@@ -184,9 +184,9 @@ impl EventLoop {
         self.add_timer(deadline, Timer::Once(Box::new(f)))
     }
 
-    /// Calls `f` once `delay` is over, counted from this call; never earlier. `Duration::ZERO` means
-    /// when timers run next, before all others that are due by then, and never inside the callback
-    /// that asks for it. Delays of centuries are fine.
+    /// Calls `f` once `delay` is over, counted from this call; never earlier. `Duration::ZERO`
+    /// means when timers run next, before all others that are due by then, and never inside the
+    /// callback that asks for it. Delays of centuries are fine.
     ///
     /// The clock is monotonic: setting the time of day changes nothing. Timers are kept in ticks
     /// of 65.5 µs, rounded up; those of one tick run in the order of their deadlines.

@@ -82,8 +82,8 @@ impl EventLoop {
     /// phase of I/O events, whenever some thread has used the notifier. It costs a descriptor.
     /// [`EventLoop::deregister`] ends it, by [`Notifier::token`]; dropping it does not.
     ///
-    /// Unlike the task of a [`LoopHandle::post`](crate::LoopHandle::post), `f` is made once, need not
-    /// be `Send`, and may be called once for several notifications, which [coalesce](Notifier).
+    /// Unlike the task of a [`LoopHandle::post`](crate::LoopHandle::post), `f` is made once, need
+    /// not be `Send`, and may be called once for several notifications, which [coalesce](Notifier).
     ///
     /// ```
     /// use ruduo_reactor::EventLoop;

@@ -75,8 +75,8 @@ impl EventLoop {
         self.has_work.set(true);
     }
 
-    /// Runs the first `count` tasks, or as many of them as one turn may run and has time for, but at
-    /// least one. Returns how many that were.
+    /// Runs the first `count` tasks, or as many of them as one turn may run and has time for, but
+    /// at least one. Returns how many that were.
     pub(super) fn run_some(&self, count: usize) -> usize {
         let count = count.min(MAX_TASKS);
         // A single task needs no clock.
@@ -99,8 +99,9 @@ impl EventLoop {
         done.get()
     }
 
-    /// Gives the memory of a burst of tasks back when the burst is over: when few tasks were `waiting`
-    /// in this turn, or none is left. Before that, the next turn would only ask for it again.
+    /// Gives the memory of a burst of tasks back when the burst is over: when few tasks were
+    /// `waiting` in this turn, or none is left. Before that, the next turn would only ask for it
+    /// again.
     fn forget_burst(&self, waiting: usize) {
         let mut tasks = self.tasks.borrow_mut();
         // All tasks come through this queue, so the other two have never held more at once.

@@ -104,8 +104,8 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Whether to go on, asked before the wait and between phases. A callback may have told the loop
-    /// to quit; or it may have forked, and this is the child, for which that is an error.
+    /// Whether to go on, asked before the wait and between phases. A callback may have told the
+    /// loop to quit; or it may have forked, and this is the child, for which that is an error.
     #[inline(always)]
     fn goes_on(&self) -> io::Result<bool> {
         if self.handle.shared().is_forked() {
@@ -142,9 +142,9 @@ impl EventLoop {
         }
     }
 
-    /// Looks for events again and again, for as long as the settings allow, and returns whether there
-    /// is something to do. Nobody has to wake a loop that looks, so other threads save their system
-    /// call too.
+    /// Looks for events again and again, for as long as the settings allow, and returns whether
+    /// there is something to do. Nobody has to wake a loop that looks, so other threads save their
+    /// system call too.
     #[cold]
     #[inline(never)]
     fn poll_busily(&self, events: &mut Events) -> io::Result<bool> {

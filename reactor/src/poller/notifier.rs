@@ -52,9 +52,9 @@ impl fmt::Display for NotifierKind {
 /// [`EventLoop`](crate::EventLoop) that made it. Cheap to clone; clones are the same notifier.
 ///
 /// Notifications coalesce: several of them before the event is taken may be seen as one, so an
-/// event says "at least once". None is lost: a notification after [`Notifier::acknowledge`] makes an
-/// event of its own. It carries no data. What it is about is written to memory before `notify` and
-/// read after the event, with a lock or atomics, as always between threads.
+/// event says "at least once". None is lost: a notification after [`Notifier::acknowledge`] makes
+/// an event of its own. It carries no data. What it is about is written to memory before `notify`
+/// and read after the event, with a lock or atomics, as always between threads.
 ///
 /// [`EventLoop::notifier`](crate::EventLoop::notifier) makes one with a callback. With a bare poller it is an event among the
 /// others:
@@ -176,9 +176,9 @@ impl Notifier {
         }
     }
 
-    /// Takes note of the notifications so far, so that the poller's wait can block again. The thread
-    /// that waits calls this once for each event of the notifier, *before* it looks at what the
-    /// notification was about. A loop does it by itself.
+    /// Takes note of the notifications so far, so that the poller's wait can block again. The
+    /// thread that waits calls this once for each event of the notifier, *before* it looks at what
+    /// the notification was about. A loop does it by itself.
     pub fn acknowledge(&self) {
         if !self.inner.drained {
             return;
@@ -200,7 +200,8 @@ impl Notifier {
         }
     }
 
-    /// The token of its events. [`EventLoop::deregister`](crate::EventLoop::deregister) takes it, too.
+    /// The token of its events. [`EventLoop::deregister`](crate::EventLoop::deregister) takes it,
+    /// too.
     #[must_use]
     pub fn token(&self) -> Token {
         self.token

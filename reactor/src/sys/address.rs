@@ -232,8 +232,8 @@ impl RawAddress {
     }
 
     /// # Errors
-    /// `InvalidInput` for a name of a Unix socket that is too long or has a NUL in it, and for none;
-    /// `Unsupported` for an abstract one where the system has none.
+    /// `InvalidInput` for a name of a Unix socket that is too long or has a NUL in it, and for
+    /// none; `Unsupported` for an abstract one where the system has none.
     pub(super) fn encode(address: &Address) -> io::Result<RawAddress> {
         match address {
             Address::Ip(SocketAddr::V4(v4)) => Ok(RawAddress::from_v4(v4)),

@@ -1,8 +1,8 @@
 //! Descriptors for a program that is started: fork(2), dup2(2) and execve(2).
 //!
-//! All descriptors of this library are close-on-exec. They stay so here: what the child inherits are
-//! duplicates, made between fork and exec, in the child alone. So no other child, started at the
-//! same time by another thread, gets any of them.
+//! All descriptors of this library are close-on-exec. They stay so here: what the child inherits
+//! are duplicates, made between fork and exec, in the child alone. So no other child, started at
+//! the same time by another thread, gets any of them.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -29,10 +29,10 @@ pub fn spawn_with(mut command: Command, fds: &[BorrowedFd<'_>]) -> io::Result<Ch
     let end = FIRST + fds.len() as RawFd;
     // Duplicates with numbers that are out of the way, so that none is overwritten before its turn.
     let moved = fds.iter().map(|fd| duplicate(*fd, end)).collect::<io::Result<Vec<OwnedFd>>>()?;
-    // One descriptor must not be overwritten: that of the pipe or socket by which the standard library
-    // tells of a failed exec. It is made in `spawn`, with the lowest number that is free then. So all
-    // numbers that we need are occupied before. As another thread may free one of them just then, the
-    // child checks that each leads to where it led before `spawn`.
+    // One descriptor must not be overwritten: that of the pipe or socket by which the standard
+    // library tells of a failed exec. It is made in `spawn`, with the lowest number that is free
+    // then. So all numbers that we need are occupied before. As another thread may free one of them
+    // just then, the child checks that each leads to where it led before `spawn`.
     let targets: Arc<[AtomicU64]> = fds.iter().map(|_| AtomicU64::default()).collect();
     let give = {
         let targets = targets.clone();
@@ -51,7 +51,8 @@ pub fn spawn_with(mut command: Command, fds: &[BorrowedFd<'_>]) -> io::Result<Ch
             Ok(())
         }
     };
-    // SAFETY: `give` calls nothing but fstat(2) and dup2(2): it allocates nothing and takes no lock.
+    // SAFETY: `give` calls nothing but fstat(2) and dup2(2): it allocates nothing and takes no
+    // lock.
     unsafe { command.pre_exec(give) };
     let mut placeholders = Vec::new();
     for _ in 0..ATTEMPTS {

@@ -191,9 +191,9 @@ pub fn peer_address(socket: BorrowedFd<'_>) -> io::Result<Address> {
     Ok(raw.decode())
 }
 
-/// How many bytes of what was sent the kernel still holds. TCP holds them until they are acknowledged
-/// (and counts one more for the end of the stream until that is), a Unix socket until they are
-/// received (and counts with them the memory that it needs to hold them).
+/// How many bytes of what was sent the kernel still holds. TCP holds them until they are
+/// acknowledged (and counts one more for the end of the stream until that is), a Unix socket until
+/// they are received (and counts with them the memory that it needs to hold them).
 ///
 /// # Errors
 /// Those of ioctl(2) and getsockopt(2); `Unsupported` where it cannot be asked.
@@ -268,8 +268,8 @@ impl From<io::Result<usize>> for Moved {
 /// Receives into the spare room of `bytes` and lengthens it by what came. The room is not zeroed
 /// first. 0 is the end of the stream.
 ///
-/// Fails as recv(2) does; with `EINVAL` if there is no room, for a receive of length 0 would return 0
-/// and look like the end of the stream.
+/// Fails as recv(2) does; with `EINVAL` if there is no room, for a receive of length 0 would return
+/// 0 and look like the end of the stream.
 #[inline(always)]
 pub fn recv(socket: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> Moved {
     let room = bytes.spare_capacity_mut();
@@ -325,8 +325,8 @@ pub(super) fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize
     if n >= 0 { Ok(n as usize) } else { failed(call) }
 }
 
-/// The call has failed: says why, or calls again if it was interrupted. Kept out of the way of calls
-/// that succeed.
+/// The call has failed: says why, or calls again if it was interrupted. Kept out of the way of
+/// calls that succeed.
 #[cold]
 #[inline(never)]
 fn failed(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {

@@ -42,7 +42,8 @@ impl TimerQueue {
         self.wheel.borrow_mut().insert(deadline, timer)
     }
 
-    /// Disarms a timer. The caller drops it when nothing is borrowed, for its callback is the user's.
+    /// Disarms a timer. The caller drops it when nothing is borrowed, for its callback is the
+    /// user's.
     pub(crate) fn cancel(&self, id: TimerId) -> Option<Timer> {
         self.wheel.borrow_mut().remove(id)
     }

@@ -128,7 +128,8 @@ impl<T> Wheel<T> {
         }
     }
 
-    /// Whether there are no timers: neither any that wait, nor any that are due and not yet removed.
+    /// Whether there are no timers: neither any that wait, nor any that are due and not yet
+    /// removed.
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

@@ -39,16 +39,17 @@ use crate::transport::{self, Transport};
 use crate::{Address, Connection};
 
 pub(crate) struct Endpoint<T, H> {
-    /// `None` until the factory has made it. It is declared before the socket, and so dropped before
-    /// it: when the peer sees the connection closed, all that the handler held has been given back.
+    /// `None` until the factory has made it. It is declared before the socket, and so dropped
+    /// before it: when the peer sees the connection closed, all that the handler held has been
+    /// given back.
     handler: RefCell<Option<H>>,
     core: Core,
     transport: T,
 }
 
 impl<T: Transport, H: Handler> Endpoint<T, H> {
-    /// Puts a connected socket under the loop's care. [`Endpoint::begin`] follows, before the end of
-    /// the next turn: until then its events are ignored, and the kernel repeats them.
+    /// Puts a connected socket under the loop's care. [`Endpoint::begin`] follows, before the end
+    /// of the next turn: until then its events are ignored, and the kernel repeats them.
     pub(crate) fn open(
         event_loop: &EventLoop,
         context: &Rc<Context>,
@@ -65,8 +66,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         Ok(endpoint)
     }
 
-    /// Makes the handler, and tells it that it is connected. Not inside any other callback. What has
-    /// happened since [`Endpoint::open`] is looked at, at the end of the turn.
+    /// Makes the handler, and tells it that it is connected. Not inside any other callback. What
+    /// has happened since [`Endpoint::open`] is looked at, at the end of the turn.
     pub(crate) fn begin(
         &self,
         event_loop: &EventLoop,

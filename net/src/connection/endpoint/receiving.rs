@@ -59,8 +59,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         Some(input)
     }
 
-    /// One receive that nobody gets: the program wants no more input, and only the end of the stream
-    /// is awaited. False if reading is not wanted at all.
+    /// One receive that nobody gets: the program wants no more input, and only the end of the
+    /// stream is awaited. False if reading is not wanted at all.
     #[cold]
     #[inline(never)]
     fn discard_input(&self) -> bool {
@@ -107,8 +107,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         }
     }
 
-    /// Keeps what the handler has left. A handler that may go on, and yet leaves as much as the limit
-    /// allows, never will: then the connection ends.
+    /// Keeps what the handler has left. A handler that may go on, and yet leaves as much as the
+    /// limit allows, never will: then the connection ends.
     #[inline(never)]
     fn keep_input(&self, conn: &Connection<'_>, input: Buffer) {
         let Context { limits, lender, .. } = &*self.core.context;

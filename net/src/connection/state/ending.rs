@@ -58,8 +58,9 @@ impl State {
         self.store(CloseReason::WriteFailed(error));
     }
 
-    /// Ends now, for a reason of our own. If that drops output, the connection is reset, so that the
-    /// peer does not take what it has got for everything; unless it was the program that closed it.
+    /// Ends now, for a reason of our own. If that drops output, the connection is reset, so that
+    /// the peer does not take what it has got for everything; unless it was the program that closed
+    /// it.
     pub(crate) fn end(&self, reason: CloseReason) {
         self.insert(Status::AT_ONCE);
         let cut = self.is(Status::PENDING) && !matches!(reason, CloseReason::Closed);
@@ -109,8 +110,8 @@ impl State {
         self.is(ending) && !self.is_over()
     }
 
-    /// What the peer is to do next; there has to be a deadline for that. `None` if it is the program's
-    /// turn: it has paused reading, or the peer has said all that it will.
+    /// What the peer is to do next; there has to be a deadline for that. `None` if it is the
+    /// program's turn: it has paused reading, or the peer has said all that it will.
     pub(crate) fn awaited(&self) -> Option<Await> {
         if self.is_over() {
             None

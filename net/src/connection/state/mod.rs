@@ -15,8 +15,9 @@
 //! It is over when both are at their end, when reading failed, or at once for a reason of our own
 //! (close, a limit, a deadline).
 //!
-//! Whatever is unusual about a connection is a bit of [`Status`]. A connection that is just open has
-//! none of them, and a single test for that answers most of the questions that each message asks.
+//! Whatever is unusual about a connection is a bit of [`Status`]. A connection that is just open
+//! has none of them, and a single test for that answers most of the questions that each message
+//! asks.
 //!
 //! This file is what there is to know; what follows from it is in [`receiving`], [`sending`] and
 //! [`ending`].

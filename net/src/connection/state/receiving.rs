@@ -12,8 +12,8 @@ impl State {
         self.status.get() == Status::IN_EVENT
     }
 
-    /// Before a receive: what the handler has left. `None` if nothing is to be received now. What is
-    /// held back is delivered before anything more is received, even an end of stream.
+    /// Before a receive: what the handler has left. `None` if nothing is to be received now. What
+    /// is held back is delivered before anything more is received, even an end of stream.
     pub(crate) fn begin_read(&self) -> Option<Buffer> {
         (!self.is(Status::NO_DELIVERY)).then(|| self.take_input())
     }
@@ -33,8 +33,8 @@ impl State {
         self.input.take()
     }
 
-    /// Before a delivery without new bytes: the input that was held back. `None` if there is none, or
-    /// if it has to wait.
+    /// Before a delivery without new bytes: the input that was held back. `None` if there is none,
+    /// or if it has to wait.
     pub(crate) fn begin_delivery(&self, limits: &Limits, posted: usize) -> Option<Buffer> {
         self.is_deliverable(limits, posted).then(|| self.take_input())
     }
@@ -84,8 +84,8 @@ impl State {
         due && !self.is(Status::DEAF)
     }
 
-    /// Whether to receive. What is going to be thrown away is received in spite of any pause: it takes
-    /// no memory, nobody is going to resume, and the peer's end must be seen.
+    /// Whether to receive. What is going to be thrown away is received in spite of any pause: it
+    /// takes no memory, nobody is going to resume, and the peer's end must be seen.
     #[inline]
     pub(crate) fn wants_read(&self) -> bool {
         let mut stop = Status::NO_READ;
@@ -93,9 +93,9 @@ impl State {
         !self.is(stop)
     }
 
-    /// Whether the handler should go on with the input it has: not if the program has paused reading,
-    /// if more answers wait than the high-water mark allows, or if this is the end. `posted` bytes of
-    /// output are on their way here from handles.
+    /// Whether the handler should go on with the input it has: not if the program has paused
+    /// reading, if more answers wait than the high-water mark allows, or if this is the end.
+    /// `posted` bytes of output are on their way here from handles.
     pub(crate) fn wants_input(&self, limits: &Limits, posted: usize) -> bool {
         let stop = Status::PAUSED | Status::ABOVE_HIGH | Status::AT_ONCE | Status::DEAF;
         !self.is(stop) && self.pending_output().saturating_add(posted) <= limits.high_water

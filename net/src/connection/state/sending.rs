@@ -28,8 +28,8 @@ impl State {
         Ok(())
     }
 
-    /// The short way: queues a buffer as it is, in an event in which nothing is unusual. False if this
-    /// is no such event, or if the buffer takes more memory than `most`.
+    /// The short way: queues a buffer as it is, in an event in which nothing is unusual. False if
+    /// this is no such event, or if the buffer takes more memory than `most`.
     #[inline(always)]
     pub(crate) fn queue_first(&self, buffer: &mut Buffer, most: usize) -> bool {
         let open = self.is_untouched() && !buffer.is_empty() && buffer.capacity() <= most;
@@ -82,7 +82,8 @@ impl State {
         (self.status.get() & (Status::PENDING | stop)) == Status::PENDING
     }
 
-    /// Whether one piece of output is all that is unusual: the state after a message and its answer.
+    /// Whether one piece of output is all that is unusual: the state after a message and its
+    /// answer.
     #[inline(always)]
     pub(crate) fn has_only_output(&self) -> bool {
         self.status.get() == Status::IN_EVENT | Status::PENDING
@@ -132,9 +133,9 @@ impl State {
         self.is(Status::ABOVE_HIGH)
     }
 
-    /// Whether the output's length has crossed a mark. The high one counts only once the kernel takes
-    /// no more: before that, nobody knows that the peer is slow. At the low one, input that was left
-    /// over may be delivered again.
+    /// Whether the output's length has crossed a mark. The high one counts only once the kernel
+    /// takes no more: before that, nobody knows that the peer is slow. At the low one, input that
+    /// was left over may be delivered again.
     pub(crate) fn crossed(&self, limits: &Limits) -> Option<Crossed> {
         if self.is_ended() {
             return None;

@@ -1,4 +1,5 @@
-//! Random histories of a wheel, held against a list of timers, each of which is looked at each time.
+//! Random histories of a wheel, held against a list of timers, each of which is looked at each
+//! time.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
