@@ -47,9 +47,9 @@ pub(crate) trait Acceptance {
 pub(crate) struct Acceptor {
     listener: Arc<Listener>,
     acceptance: Rc<dyn Acceptance>,
-    /// How many may be accepted this turn. The number doubles from turn to turn while connections keep
-    /// coming, and begins anew at one otherwise: then no call is spent on finding out that nobody else
-    /// waits.
+    /// How many may be accepted this turn. The number doubles from turn to turn while connections
+    /// keep coming, and begins anew at one otherwise: then no call is spent on finding out that
+    /// nobody else waits.
     burst: Cell<u32>,
     last_turn: Cell<u64>,
     spare: RefCell<Option<File>>,

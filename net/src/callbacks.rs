@@ -8,11 +8,11 @@ pub use crate::udp::callbacks::{
 };
 use crate::{Buffer, CloseReason, Connection, Handler};
 
-/// One that has neither closures nor a handler yet.
+/// The callbacks of a server or client that has neither closures nor a handler yet.
 #[derive(Debug)]
 pub struct Unset;
 
-/// One with closures, but none for messages.
+/// Stands for the message closure of one that has only others.
 #[derive(Debug)]
 pub struct NoMessage;
 
@@ -34,7 +34,7 @@ impl<M> Callbacks<M> {
     }
 }
 
-/// What has a default if it is not set: that of [`Handler`].
+/// The closures that may be left out; then the default of [`Handler`] holds.
 #[derive(Default)]
 pub(crate) struct Rest {
     pub(crate) connect: Option<OnEvent>,
@@ -51,7 +51,7 @@ pub(crate) struct Rest {
 pub trait SomeCallbacks {
     /// The closure for messages, or [`NoMessage`].
     type Message;
-    /// Adds what is not set yet.
+    /// The closures; none of them is set if there were none yet.
     fn into_callbacks(self) -> Callbacks<Self::Message>;
 }
 
@@ -162,7 +162,7 @@ where
     }
 }
 
-/// The methods of a builder that set closures. It has a method `map_callbacks`.
+/// The methods by which a builder takes closures. The builder has a method `map_callbacks`.
 macro_rules! on_methods {
     ($builder:ident) => {
         /// # Behaviour by closures

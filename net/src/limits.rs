@@ -140,9 +140,9 @@ macro_rules! connection_settings {
                 self
             }
 
-            /// When more than `high` bytes wait for the peer, reading from it pauses until only `low` are
-            /// left: a peer that does not read its answers gets to ask no more. 256 KiB and 1 MiB by
-            /// default.
+            /// When more than `high` bytes wait for the peer, reading from it pauses until only
+            /// `low` are left: a peer that does not read its answers gets to ask no more. By
+            /// default these are 256 KiB and 1 MiB.
             pub fn water_marks(mut self, low: usize, high: usize) -> Self {
                 self.limits().low_water = low;
                 self.limits().high_water = high;

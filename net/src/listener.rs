@@ -64,7 +64,7 @@ impl Listener {
                 setsockopt(&fd, sockopt::ReusePort, &true)?;
             }
             if ip.is_ipv6() {
-                // The system's default differs from one to the next.
+                // Each system has a default of its own.
                 setsockopt(&fd, sockopt::Ipv6V6Only, &options.ipv6_only)?;
             }
         }
@@ -112,8 +112,8 @@ impl Listener {
         self.options.per_loop
     }
 
-    /// As many as there are loops if each is to have one, on the same port; otherwise this one
-    /// alone.
+    /// This listener; and if each loop is to have one to itself, as many more on the same port as
+    /// there are other loops.
     pub(crate) fn with_siblings(self, loops: usize) -> io::Result<Vec<Arc<Listener>>> {
         let (address, options) = (self.address.clone(), self.options);
         let mut all = vec![Arc::new(self)];
@@ -127,7 +127,8 @@ impl Listener {
         Ok(all)
     }
 
-    /// Somebody else listens there too, and goes on when we do not any more.
+    /// Leaves the file of a Unix socket where it is at the end: somebody else listens there too,
+    /// and goes on when we stop.
     pub(crate) fn leave_file(&self) {
         if let Some(file) = &self.file {
             file.is_left.store(true, Ordering::Relaxed);

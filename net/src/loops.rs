@@ -9,7 +9,7 @@ use ruduo_reactor::{EventLoop, LoopHandle, LoopPool, Placement};
 
 #[derive(Clone, Default)]
 pub(crate) struct Loops {
-    /// Instead of threads of its own, which the rest is about.
+    /// Instead of threads of its own; the other fields are about those.
     pub(crate) pool: Option<LoopPool>,
     pub(crate) threads: usize,
     pub(crate) name: Option<String>,
@@ -35,8 +35,9 @@ impl Loops {
         self.pool.as_ref().map_or(self.threads.max(1), |pool| pool.loops().len())
     }
 
-    /// The pool; or threads of its own, each of which calls `install` with its place among them
-    /// before it runs; or this loop, which does the same. What goes wrong there is an error here.
+    /// Returns the pool, if one was given. Otherwise starts threads of its own, each of which calls
+    /// `install` with its place among them before its loop runs; without threads, this loop does
+    /// so. What goes wrong there is an error here.
     pub(crate) fn start<I>(&self, event_loop: &EventLoop, install: &Arc<I>) -> io::Result<LoopPool>
     where
         I: Fn(&EventLoop, usize) -> io::Result<()> + Send + Sync + 'static,
@@ -55,8 +56,8 @@ impl Loops {
     }
 }
 
-/// Installs a server on the loops of a pool that is shared. They may be busy, even waiting for this
-/// loop, so they are not waited for: one on which it goes wrong logs the error.
+/// Installs a server on the loops of a shared pool. They may be busy, even with waiting for this
+/// loop, so this does not wait for them: a loop on which it goes wrong logs the error.
 pub(crate) fn install_on<I>(
     event_loop: &EventLoop,
     loops: &[LoopHandle],

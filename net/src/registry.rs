@@ -1,4 +1,4 @@
-//! The connections of one loop, found by what is not their own event.
+//! The connections of one loop, for all that is not an event of their own.
 //!
 //! A handle on another thread, a timer, a stopping server: they name a connection by slot and id,
 //! and find it here if it still lives. Nothing but the loop and this registry owns a connection,

@@ -79,6 +79,7 @@ impl<T> Inbox<T> {
         self.announce(queue)
     }
 
+    /// There is something new: whether the loop has to be woken for it. Lets go of the lock first.
     fn announce(&self, queue: MutexGuard<'_, Queue<T>>) -> Wake {
         self.pending.store(true, Ordering::Relaxed);
         drop(queue);

@@ -54,8 +54,8 @@ pub struct TcpClient(());
 pub struct UnixClient(());
 
 impl TcpClient {
-    /// A client of what is at `target`: an address, several of which the first that answers is
-    /// taken, or the name of a host with a port. Nothing is attempted before
+    /// A client that connects to `target`: an address, several addresses (the first that answers is
+    /// taken), or the name of a host with a port. Nothing is attempted before
     /// [`start`](Client::start) or [`serve`](Client::serve). The same as [`Client::connect`].
     pub fn connect(event_loop: &EventLoop, target: impl Into<Addresses>) -> Client<'_> {
         Client::connect(event_loop, target)
@@ -106,8 +106,8 @@ struct Settings {
 type OnFailed = dyn Fn(&EventLoop, &ConnectFailure);
 
 impl<'l> Client<'l> {
-    /// A client of whatever the target is, TCP or a Unix socket: for programs that are told where to
-    /// connect.
+    /// A client of whatever the target is, on TCP or a Unix socket: for programs that are told
+    /// where to connect.
     pub fn connect(event_loop: &'l EventLoop, target: impl Into<Addresses>) -> Client<'l> {
         let settings = Settings {
             limits: Limits::default(),
@@ -143,8 +143,8 @@ impl<C> Client<'_, C> {
         self
     }
 
-    /// From which address of this machine to connect; the system chooses by default. Port 0 is any
-    /// free one.
+    /// From which address of this machine to connect; by default the system chooses. Port 0 stands
+    /// for any free port.
     pub fn bind_local(mut self, address: impl Into<Address>) -> Self {
         self.settings.local = Some(address.into());
         self

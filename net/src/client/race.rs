@@ -1,9 +1,9 @@
 //! One attempt to connect: several addresses, of which the first that answers is taken.
 //!
-//! They race (RFC 8305, "Happy Eyeballs"): the families take turns, the next address is tried
-//! 250 ms after the last one or as soon as one fails, the first that answers wins, and the others
-//! are closed. This file has what is to be known of one socket and of the order; [`connecting`] runs
-//! it.
+//! They race (RFC 8305, "Happy Eyeballs"): the families take turns, the next address is tried 250
+//! ms after the last one or as soon as one fails, the first that answers wins, and the others are
+//! closed. This file has what is to be known of one socket and of the order; [`connecting`] runs
+//! the race.
 //!
 //! [`connecting`]: super::connecting
 

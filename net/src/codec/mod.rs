@@ -35,57 +35,6 @@ pub use self::frames::FrameCodec;
 pub use self::lines::LineCodec;
 use crate::{Buffer, Connection};
 
-/// The longest message unless the program says otherwise, in bytes. With the eight bytes of the
-/// longest header it fits into 64 KiB, the smallest input limit that the default read size allows.
-const MAX_LEN: usize = 64 * 1024 - 8;
-
-/// A whole message at the beginning of the input.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Found {
-    /// The bytes that are the message.
-    content: Range<usize>,
-    /// The bytes to consume.
-    whole: usize,
-}
-
-impl Found {
-    fn take_from(self, input: &mut Buffer) -> Option<&[u8]> {
-        input.read_slice(self.whole)?.get(self.content)
-    }
-}
-
-/// The next message, as found by `find`, unless the handler should not go on: then what is left
-/// comes again when it may. Input that makes no sense is refused.
-fn next_message<'b>(
-    conn: &Connection<'_>,
-    input: &'b mut Buffer,
-    find: impl FnOnce(&[u8]) -> Result<Option<Found>, DecodeError>,
-) -> Option<&'b [u8]> {
-    if input.is_empty() || !conn.wants_input() {
-        return None;
-    }
-    match find(input.readable()) {
-        Ok(found) => found?.take_from(input),
-        Err(error) => {
-            conn.reject(input, error);
-            None
-        }
-    }
-}
-
-/// A message of the greatest length must fit into the input. Otherwise the first peer that sends
-/// one would have its connection closed
-/// ([`CloseReason::InputFull`](crate::CloseReason::InputFull)). That is a mistake of the program,
-/// and this lets the very first message show it.
-#[track_caller]
-fn check_fits(conn: &Connection<'_>, longest: usize) {
-    let limit = conn.input_limit();
-    assert!(
-        longest <= limit,
-        "a codec whose messages may take {longest} bytes needs a larger input_limit than {limit}"
-    );
-}
-
 /// What is wrong with input, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecodeError {
@@ -168,4 +117,55 @@ impl From<EncodeError> for io::Error {
     fn from(e: EncodeError) -> io::Error {
         io::Error::new(io::ErrorKind::InvalidInput, e)
     }
+}
+
+/// The longest message unless the program says otherwise, in bytes. With the eight bytes of the
+/// longest header it fits into 64 KiB, the smallest input limit that the default read size allows.
+const MAX_LEN: usize = 64 * 1024 - 8;
+
+/// A whole message at the beginning of the input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Found {
+    /// The bytes that are the message.
+    content: Range<usize>,
+    /// The bytes to consume.
+    whole: usize,
+}
+
+impl Found {
+    fn take_from(self, input: &mut Buffer) -> Option<&[u8]> {
+        input.read_slice(self.whole)?.get(self.content)
+    }
+}
+
+/// The next message, as found by `find`, unless the handler should not go on: then what is left
+/// comes again when it may. Input that makes no sense is refused.
+fn next_message<'b>(
+    conn: &Connection<'_>,
+    input: &'b mut Buffer,
+    find: impl FnOnce(&[u8]) -> Result<Option<Found>, DecodeError>,
+) -> Option<&'b [u8]> {
+    if input.is_empty() || !conn.wants_input() {
+        return None;
+    }
+    match find(input.readable()) {
+        Ok(found) => found?.take_from(input),
+        Err(error) => {
+            conn.reject(input, error);
+            None
+        }
+    }
+}
+
+/// A message of the greatest length must fit into the input. Otherwise the first peer that sends
+/// one would have its connection closed
+/// ([`CloseReason::InputFull`](crate::CloseReason::InputFull)). That is a mistake of the program,
+/// and this lets the very first message show it.
+#[track_caller]
+fn check_fits(conn: &Connection<'_>, longest: usize) {
+    let limit = conn.input_limit();
+    assert!(
+        longest <= limit,
+        "a codec whose messages may take {longest} bytes needs a larger input_limit than {limit}"
+    );
 }

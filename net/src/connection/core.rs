@@ -22,6 +22,7 @@ use crate::metrics;
 use crate::registry::{ConnectionId, Place, Registry};
 use crate::{Address, Buffer, SendError};
 
+/// A connection without its transport and handler.
 pub(crate) struct Core {
     id: ConnectionId,
     slot: Cell<u32>,

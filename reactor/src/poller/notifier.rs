@@ -12,12 +12,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 #[cfg(target_os = "linux")]
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd;
 
 use super::Mode;
+use crate::sys;
 #[cfg(kqueue)]
 use crate::sys::kqueue::Queue;
 use crate::token::Token;
@@ -56,8 +56,8 @@ impl fmt::Display for NotifierKind {
 /// an event of its own. It carries no data. What it is about is written to memory before `notify`
 /// and read after the event, with a lock or atomics, as always between threads.
 ///
-/// [`EventLoop::notifier`](crate::EventLoop::notifier) makes one with a callback. With a bare poller it is an event among the
-/// others:
+/// [`EventLoop::notifier`](crate::EventLoop::notifier) makes one with a callback. With a bare
+/// poller it is an event among the others:
 ///
 /// ```
 /// use ruduo_reactor::{Events, Poller, Token};
@@ -226,10 +226,8 @@ impl Notifier {
 
 impl MadeOf {
     fn pair(read: OwnedFd, write: OwnedFd) -> io::Result<MadeOf> {
-        for fd in [&read, &write] {
-            let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
-            fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        }
+        sys::set_nonblocking(read.as_fd())?;
+        sys::set_nonblocking(write.as_fd())?;
         Ok(MadeOf::Pair { read, write })
     }
 }

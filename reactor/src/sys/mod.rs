@@ -26,6 +26,9 @@ pub mod socket;
 pub(crate) mod task;
 
 use std::io;
+use std::os::fd::BorrowedFd;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 /// Turns the `-1` of a system call into the error in `errno`.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -35,6 +38,13 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 /// The same for calls that return a number of bytes.
 fn check_len(result: libc::ssize_t) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Makes reading and writing fail with `WouldBlock` instead of waiting.
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
 }
 
 /// Milliseconds, rounded up and clamped to what epoll_wait and poll can be told (24 days).

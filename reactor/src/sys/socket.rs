@@ -15,7 +15,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use nix::sys::socket::SockType;
 
 use super::address::{Address, RawAddress};
-use super::{check, check_len};
+use super::{check, check_len, set_nonblocking};
 
 /// The most slices that [`send_slices`] takes. More would need a longer array on the stack for a
 /// case that the kernel's own socket buffer bounds anyway.
@@ -103,10 +103,7 @@ fn open(address: &Address, kind: SockType) -> io::Result<OwnedFd> {
 /// # Errors
 /// Those of fcntl(2) and setsockopt(2).
 pub fn take_over(socket: BorrowedFd<'_>) -> io::Result<()> {
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
-
-    let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);
-    fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    set_nonblocking(socket)?;
     // On other systems each call of send says so: see `NO_SIGNAL`.
     #[cfg(target_vendor = "apple")]
     set_option(socket, libc::SOL_SOCKET, libc::SO_NOSIGPIPE, 1)?;

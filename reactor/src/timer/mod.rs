@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::EventLoop;
 pub use wheel::TimerId;
-use wheel::Wheel;
+use wheel::{KEPT_CAPACITY, Wheel};
 
 /// What a timer calls.
 pub(crate) enum Timer {
@@ -67,7 +67,7 @@ impl TimerQueue {
 
     pub(crate) fn end_batch(&self, mut due: Vec<TimerId>) {
         due.clear();
-        due.shrink_to(1024);
+        due.shrink_to(KEPT_CAPACITY);
         self.due.replace(due);
     }
 

@@ -61,7 +61,7 @@ const NOWHERE: u16 = u16::MAX;
 const NIL: u32 = u32::MAX;
 
 /// What is kept when the timers are gone: the memory of a burst goes back.
-const KEPT_CAPACITY: usize = 1024;
+pub(super) const KEPT_CAPACITY: usize = 1024;
 
 /// Names one armed timer.
 ///

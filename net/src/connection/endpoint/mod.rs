@@ -15,8 +15,11 @@
 //! the connection: a timer, a task, or another connection's callback. So there is one place where
 //! output leaves and one where connections end, and it is never inside a callback.
 //!
-//! This file is the order of the steps. How bytes come in is in [`receiving`], and how they leave in
-//! [`sending`].
+//! `inline(always)` is on the steps of the usual event, a message and its answer, and
+//! `inline(never)` on what is rarer: so the code of the former is short and in one piece.
+//!
+//! This file is the order of the steps. How bytes come in is in [`receiving`], and how they leave
+//! in [`sending`].
 
 mod receiving;
 mod sending;

@@ -45,7 +45,7 @@ struct Program {
     shuts_down: bool,
 }
 
-/// A connection as `endpoint.rs` drives it, in the same order, with plain data for the socket, the
+/// A connection as `endpoint/` drives it, in the same order, with plain data for the socket, the
 /// peer and the handler.
 struct World {
     program: Program,
