@@ -181,7 +181,7 @@ impl EventLoop {
     /// timers run next, and never inside the callback that asks for it.
     pub fn run_at(&self, deadline: Instant, f: impl FnOnce(&EventLoop) + 'static) -> TimerId {
         let deadline = nanos(deadline.saturating_duration_since(self.origin));
-        self.add_timer(deadline, Timer::Once(Box::new(f)))
+        self.add_timer(deadline, Timer::Once(Task::new(f)))
     }
 
     /// Calls `f` once `delay` is over, counted from this call; never earlier. `Duration::ZERO`
@@ -193,7 +193,7 @@ impl EventLoop {
     pub fn run_after(&self, delay: Duration, f: impl FnOnce(&EventLoop) + 'static) -> TimerId {
         // No clock is read for "at once": the loop's beginning is past enough.
         let deadline = if delay.is_zero() { 0 } else { self.clock().saturating_add(nanos(delay)) };
-        self.add_timer(deadline, Timer::Once(Box::new(f)))
+        self.add_timer(deadline, Timer::Once(Task::new(f)))
     }
 
     /// Calls `f` every `period`, first one period from now. It keeps its phase: a callback that
@@ -219,7 +219,7 @@ impl EventLoop {
     pub fn run_every(&self, period: Duration, f: impl FnMut(&EventLoop) + 'static) -> TimerId {
         let period = nanos(period).max(1);
         let deadline = self.clock().saturating_add(period);
-        self.add_timer(deadline, Timer::Every { period, callback: Box::new(f) })
+        self.add_timer(deadline, Timer::Every { period, callback: Some(Box::new(f)) })
     }
 
     fn add_timer(&self, deadline: u64, timer: Timer) -> TimerId {
@@ -231,10 +231,14 @@ impl EventLoop {
     }
 
     /// Disarms a timer; also one that is due in the batch being run, and the one that is running.
-    /// Returns whether it was still armed; cancelling twice is harmless.
+    /// Returns whether it was still armed; cancelling twice is harmless. What it holds is dropped at
+    /// the end of the turn, not inside this call.
     pub fn cancel(&self, id: TimerId) -> bool {
         let Some(timer) = self.timers.cancel(id) else { return false };
-        self.bury(Dead::Timer(timer));
+        // Most timers hold nothing, or numbers.
+        if timer.needs_drop() {
+            self.bury(Dead::Timer(timer));
+        }
         true
     }
 

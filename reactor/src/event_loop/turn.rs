@@ -262,14 +262,16 @@ impl EventLoop {
             let Some(id) = due.get(next.get()).copied() else { return false };
             next.set(next.get() + 1);
             match self.timers.start(id) {
-                None | Some(Timer::Running) => {}
+                None => {}
                 Some(Timer::Once(callback)) => {
                     metrics::add(&self.counts.timers, 1);
-                    callback(self);
+                    callback.run(self);
                 }
                 Some(Timer::Every { period, mut callback }) => {
                     metrics::add(&self.counts.timers, 1);
-                    callback(self);
+                    if let Some(callback) = &mut callback {
+                        callback(self);
+                    }
                     let timer = Timer::Every { period, callback };
                     if let Err(cancelled) = self.timers.finish(id, timer, self.clock()) {
                         self.bury(Dead::Timer(cancelled));

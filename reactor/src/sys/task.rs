@@ -6,7 +6,7 @@
 //! queue, so more room would make all of them slower.
 
 use std::marker::PhantomData;
-use std::mem::{ManuallyDrop, MaybeUninit};
+use std::mem::{ManuallyDrop, MaybeUninit, needs_drop};
 
 use crate::EventLoop;
 
@@ -25,7 +25,8 @@ pub(crate) struct Task {
 struct Table {
     /// Both take a pointer to a closure of their own type, and leave nothing in its place.
     call: unsafe fn(*mut Room, &EventLoop),
-    drop: unsafe fn(*mut Room),
+    /// `None` if there is nothing to do.
+    drop: Option<unsafe fn(*mut Room)>,
 }
 
 impl Task {
@@ -43,8 +44,17 @@ impl Task {
         let mut captured = Room::uninit();
         // SAFETY: the room is this function's own, and large and aligned enough, as just asserted.
         unsafe { captured.as_mut_ptr().cast::<F>().write(f) };
-        let table = const { &Table { call: call::<F>, drop: drop_in_place::<F> } };
+        let table = const {
+            let drop: Option<unsafe fn(*mut Room)> =
+                if needs_drop::<F>() { Some(drop_in_place::<F>) } else { None };
+            &Table { call: call::<F>, drop }
+        };
         Task { captured, table, _thread: PhantomData }
+    }
+
+    /// Whether dropping it runs code, a user's perhaps.
+    pub(crate) fn needs_drop(&self) -> bool {
+        self.table.drop.is_some()
     }
 
     pub(crate) fn run(self, event_loop: &EventLoop) {
@@ -57,8 +67,10 @@ impl Task {
 
 impl Drop for Task {
     fn drop(&mut self) {
-        // SAFETY: as in `run`: it has not been called, for that forgets the task.
-        unsafe { (self.table.drop)(&raw mut self.captured) }
+        if let Some(drop) = self.table.drop {
+            // SAFETY: as in `run`: it has not been called, for that forgets the task.
+            unsafe { drop(&raw mut self.captured) }
+        }
     }
 }
 

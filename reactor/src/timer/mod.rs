@@ -10,20 +10,31 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use crate::EventLoop;
+use crate::sys::task::Task;
 pub use wheel::TimerId;
 use wheel::{KEPT_CAPACITY, Wheel};
 
+type Callback = Box<dyn FnMut(&EventLoop)>;
+
 /// What a timer calls.
 pub(crate) enum Timer {
-    Once(Box<dyn FnOnce(&EventLoop)>),
+    Once(Task),
     Every {
         /// Nanoseconds, at least one.
         period: u64,
-        callback: Box<dyn FnMut(&EventLoop)>,
+        /// `None` in the wheel while it runs, for no cell may be borrowed while user code does.
+        callback: Option<Callback>,
     },
-    /// The callback of a periodic timer is running: it is out of the wheel, for no cell may be
-    /// borrowed while user code runs.
-    Running,
+}
+
+impl Timer {
+    /// Whether dropping it runs code, a user's perhaps.
+    pub(crate) fn needs_drop(&self) -> bool {
+        match self {
+            Timer::Once(task) => task.needs_drop(),
+            Timer::Every { callback, .. } => callback.is_some(),
+        }
+    }
 }
 
 /// The timers of a loop. Times are nanoseconds since the loop was made.
@@ -77,7 +88,9 @@ impl TimerQueue {
         let mut wheel = self.wheel.borrow_mut();
         match wheel.get_mut(id)? {
             Timer::Once(_) => wheel.remove(id),
-            every => Some(std::mem::replace(every, Timer::Running)),
+            Timer::Every { period, callback } => {
+                Some(Timer::Every { period: *period, callback: callback.take() })
+            }
         }
     }
 
