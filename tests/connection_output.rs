@@ -352,7 +352,7 @@ fn b28_what_is_sent_after_close_is_refused_and_counted() {
         assert!(conn.is_closed());
         let operations = [
             conn.send("x"),
-            conn.send_buffer(Buffer::from("x")),
+            conn.send_buffer(&mut Buffer::from("x")),
             conn.send_shared(Arc::from(*b"x")),
             conn.shutdown(),
             conn.close(),
