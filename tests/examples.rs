@@ -6,8 +6,9 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::process::Command;
 
-use common::program::{Program, run};
+use common::program::{Program, binary, run};
 use nix::sys::signal::Signal;
 use ruduo::PollerKind;
 
@@ -63,6 +64,21 @@ fn help_tells_of_each_option_and_its_default() {
                 let explained = |line: &str| line.trim_start().starts_with(option);
                 assert!(help.lines().any(explained), "{example}: {option}");
             }
+        }
+    });
+}
+
+/// `--help | head -1`.
+#[test]
+fn help_that_nobody_reads_is_no_failure() {
+    alone!().run(|| {
+        for example in examples() {
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            let output =
+                Command::new(binary(&example)).arg("--help").stdout(writer).output().unwrap();
+            let text = String::from_utf8(output.stderr).unwrap();
+            assert_eq!((output.status.code(), &text[..]), (Some(0), ""), "{example}");
         }
     });
 }

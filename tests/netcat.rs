@@ -6,7 +6,7 @@ mod common;
 
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -357,6 +357,47 @@ fn b26_who_does_not_read_makes_nothing_grow_and_loses_nothing() {
         });
         drop(peer);
         cat.ends_well();
+    });
+}
+
+/// Half of it must not look like all of it.
+#[test]
+fn standard_input_that_cannot_be_read_is_a_failure_and_a_reset_for_the_peer() {
+    alone!().run(|| {
+        for way in WAYS {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            let folder = File::open(std::env::temp_dir()).unwrap();
+            let cat = Cat::spawn(&[way, &[&address]].concat(), folder.into(), Stdio::piped());
+            let outcome = read_to_end(&accept(&listener));
+            assert_eq!(outcome.unwrap_err().kind(), ErrorKind::ConnectionReset, "{way:?}");
+            let (code, log) = cat.wait();
+            assert_eq!((code, log.lines().count()), (Some(1), 1), "{log}");
+            assert!(log.contains("reading standard input: Is a directory"), "{log}");
+        }
+    });
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn standard_output_that_takes_no_more_is_a_failure_and_a_reset_for_the_peer() {
+    alone!().run(|| {
+        for way in WAYS {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            let full = File::options().write(true).open("/dev/full").unwrap();
+            let mut cat = Cat::spawn(&[way, &[&address]].concat(), Stdio::piped(), full.into());
+            // Held, so that its end is not why.
+            let stdin = cat.stdin();
+            let mut peer = accept(&listener);
+            peer.write_all(b"hello").unwrap();
+            let outcome = read_to_end(&peer);
+            assert_eq!(outcome.unwrap_err().kind(), ErrorKind::ConnectionReset, "{way:?}");
+            let (code, log) = cat.wait();
+            assert_eq!((code, log.lines().count()), (Some(1), 1), "{log}");
+            assert!(log.contains("writing to standard output: No space left"), "{log}");
+            drop(stdin);
+        }
     });
 }
 

@@ -6,9 +6,9 @@
 mod common;
 mod datagrams;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -100,6 +100,30 @@ fn datagrams_that_are_no_messages_get_no_answer() {
         assert_eq!(sent, 7);
         assert!((before..=microseconds()).contains(&received), "{received}");
         server.ends_well_on(Signal::SIGTERM);
+    });
+}
+
+/// The client's clock is five seconds ahead of the one, and behind the other; which it finds as exactly
+/// as half of a round trip.
+#[test]
+fn clocks_that_differ_are_told_by_how_much_and_in_which_direction() {
+    const SECONDS: i64 = 5_000_000;
+    alone!().run(|| {
+        for ahead in [SECONDS, -SECONDS] {
+            let server = peer("127.0.0.1:0");
+            let addr = server.local_addr().unwrap();
+            let client = client(addr, &["--udp", "--count", "1"]);
+            let mut message = [0; 16];
+            let (_, from) = server.recv_from(&mut message).unwrap();
+            message[8..].copy_from_slice(&(microseconds() - ahead).to_be_bytes());
+            server.send_to(&message, from).unwrap();
+            let line = within(&client.lines);
+            let [round_trip, offset] = numbers(&line)[..] else { panic!("{line}") };
+            check_offset(round_trip, offset - ahead);
+            let line = within(&client.lines);
+            assert_eq!(numbers(&line), [1, 1, round_trip, offset], "{line}");
+            client.ends_well();
+        }
     });
 }
 
@@ -248,6 +272,29 @@ fn a_signal_ends_a_client_that_would_go_on() {
         assert!(line.starts_with("round trip "), "{line}");
         client.ends_well_on(Signal::SIGINT);
         server.ends_well_on(Signal::SIGTERM);
+    });
+}
+
+/// `roundtrip .. | head -1`.
+#[test]
+fn when_nobody_reads_what_it_tells_it_ends_well() {
+    alone!().run(|| {
+        for udp in [&[][..], &["--udp"]] {
+            let server = Program::serve("roundtrip", udp);
+            let mut command = Command::new(binary("roundtrip"));
+            command.args(["--connect", &server.addr().to_string(), "--interval", "0.01"]).args(udp);
+            let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = piped.spawn().unwrap();
+            let mut line = String::new();
+            let mut head = BufReader::new(child.stdout.take().unwrap());
+            head.read_line(&mut line).unwrap();
+            assert!(line.starts_with("round trip "), "{line}");
+            drop(head);
+            let output = child.wait_with_output().unwrap();
+            let log = String::from_utf8(output.stderr).unwrap();
+            assert_eq!((output.status.code(), &log[..]), (Some(0), ""));
+            server.ends_well_on(Signal::SIGTERM);
+        }
     });
 }
 

@@ -5,7 +5,7 @@
 #![allow(dead_code)]
 
 use std::cell::RefCell;
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::str::FromStr;
@@ -43,7 +43,8 @@ pub(crate) fn run(help: &str, program: impl FnOnce(Arguments) -> Result<(), Stop
     match program(Arguments(lexopt::Parser::from_env())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Stop::Help) => {
-            println!("{help}");
+            // Whoever reads it may have seen enough.
+            let _ = writeln!(io::stdout(), "{help}");
             ExitCode::SUCCESS
         }
         Err(Stop::Usage(e)) => {

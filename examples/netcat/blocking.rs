@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::Peer;
 use crate::stdio::Stdio;
@@ -20,9 +21,9 @@ use crate::stdio::Stdio;
 enum Told {
     Connected(io::Result<TcpStream>),
     /// All of standard input has been sent.
-    Sent(io::Result<()>),
+    Sent(Result<(), Failed>),
     /// All that the peer sent has been written.
-    Received(io::Result<()>),
+    Received(Result<(), Failed>),
     Signal,
 }
 
@@ -79,28 +80,45 @@ fn connect(peer: &Peer) -> io::Result<TcpStream> {
     }
 }
 
-fn send(mut input: File, mut peer: &TcpStream) -> io::Result<()> {
+fn send(mut input: File, mut peer: &TcpStream) -> Result<(), Failed> {
     copy(&mut input, &mut peer)?;
-    peer.shutdown(Shutdown::Write)
+    peer.shutdown(Shutdown::Write).map_err(Failed::Writing)
 }
 
 /// Drops the output at its end, so that whoever reads it sees that.
-fn receive(mut peer: &TcpStream, mut output: File) -> io::Result<()> {
+fn receive(mut peer: &TcpStream, mut output: File) -> Result<(), Failed> {
     copy(&mut peer, &mut output)
+}
+
+/// What copying has ended with.
+enum Failed {
+    Reading(io::Error),
+    Writing(io::Error),
 }
 
 /// Not `io::copy`, which has the kernel move bytes between a socket and a pipe (splice), and may then
 /// wait for more with some in its hands.
-fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+fn copy(from: &mut impl Read, to: &mut impl Write) -> Result<(), Failed> {
     let mut piece = vec![0; 64 * 1024];
     loop {
         match from.read(&mut piece) {
             Ok(0) => return Ok(()),
-            Ok(n) => to.write_all(&piece[..n])?,
+            Ok(n) => to.write_all(&piece[..n]).map_err(Failed::Writing)?,
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
+            Err(e) => return Err(Failed::Reading(e)),
         }
     }
+}
+
+fn context(what: &str, e: &io::Error) -> io::Error {
+    io::Error::new(e.kind(), format!("{what}: {e}"))
+}
+
+/// The peer must not take what it has for the whole: there is no end of the stream, but a reset when
+/// the program has ended.
+fn cut(stream: &TcpStream) -> io::Result<()> {
+    setsockopt(stream, sockopt::Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 })?;
+    Ok(())
 }
 
 /// How long the peer may take to finish after a signal.
@@ -126,15 +144,26 @@ fn wait(stream: &TcpStream, told: &Receiver<Told>) -> io::Result<()> {
                 let _ = stream.shutdown(Shutdown::Write);
             }
             Some(Told::Signal | Told::Connected(_)) => return Ok(()),
-            Some(Told::Sent(outcome)) => {
-                // If it has failed: what the peer has sent is worth having nevertheless.
+            Some(Told::Sent(Ok(()))) => sent = Some(Ok(())),
+            Some(Told::Sent(Err(Failed::Writing(e)))) => {
+                // What the peer has sent is worth having nevertheless.
                 let _ = stream.shutdown(Shutdown::Write);
-                sent = Some(outcome);
+                sent = Some(Err(e));
+            }
+            Some(Told::Sent(Err(Failed::Reading(e)))) => {
+                cut(stream)?;
+                return Err(context("reading standard input", &e));
             }
             Some(Told::Received(Ok(()))) => received = true,
-            // Nobody reads our output any more. (Reading from a socket is never this error.)
-            Some(Told::Received(Err(e))) if e.kind() == ErrorKind::BrokenPipe => return Ok(()),
-            Some(Told::Received(Err(e))) => return Err(e),
+            // Nobody reads our output any more.
+            Some(Told::Received(Err(Failed::Writing(e)))) if e.kind() == ErrorKind::BrokenPipe => {
+                return Ok(());
+            }
+            Some(Told::Received(Err(Failed::Writing(e)))) => {
+                cut(stream)?;
+                return Err(context("writing to standard output", &e));
+            }
+            Some(Told::Received(Err(Failed::Reading(e)))) => return Err(e),
         }
         match sent.take() {
             // After a signal nobody waits for the rest of standard input.

@@ -1,7 +1,7 @@
 //! The client's account: what it has asked, what has been answered, and what follows from that.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::time::Duration;
 
 use crate::message::{LEN, Message, now};
@@ -79,20 +79,25 @@ impl Questions {
         self.left == Some(0) && self.answered == self.asked
     }
 
-    /// The last line. An error if there was no answer at all.
+    /// The last line. An error if there was no answer at all, but none if nobody reads it.
     pub(crate) fn sum_up(&self) -> io::Result<()> {
         let Questions { asked, answered, .. } = self;
-        match self.quickest {
-            Some(Sample { round_trip, offset }) => writeln!(
-                io::stdout(),
-                "{asked} asked, {answered} answered; the quickest in {round_trip} us: clock offset \
-                 {offset} us"
-            ),
-            None if *asked == 0 => Ok(()),
-            None => Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                format!("{asked} asked, none answered"),
-            )),
+        let Some(Sample { round_trip, offset }) = self.quickest else {
+            let why = format!("{asked} asked, none answered");
+            return if *asked == 0 {
+                Ok(())
+            } else {
+                Err(io::Error::new(ErrorKind::TimedOut, why))
+            };
+        };
+        let outcome = writeln!(
+            io::stdout(),
+            "{asked} asked, {answered} answered; the quickest in {round_trip} us: clock offset \
+             {offset} us"
+        );
+        match outcome {
+            Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e),
+            _ => Ok(()),
         }
     }
 }

@@ -100,6 +100,10 @@ impl fmt::Display for Address {
 impl fmt::Display for UnixAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // Or else it would read as an abstract one.
+            UnixAddress::Path(path) if path.as_os_str().as_bytes().starts_with(b"@") => {
+                write!(f, "unix:./{}", path.display())
+            }
             UnixAddress::Path(path) => write!(f, "unix:{}", path.display()),
             UnixAddress::Abstract(name) => match std::str::from_utf8(name) {
                 Ok(name) => write!(f, "unix:@{name}"),
@@ -397,6 +401,13 @@ mod tests {
         ] {
             there_and_back(text);
         }
+    }
+
+    #[test]
+    fn a_path_does_not_print_as_an_abstract_name() {
+        let path = Address::Unix(UnixAddress::Path("@x".into()));
+        assert_eq!(path.to_string(), "unix:./@x");
+        assert_eq!(path.to_string().parse(), Ok(Address::Unix(UnixAddress::Path("./@x".into()))));
     }
 
     #[test]
