@@ -59,6 +59,9 @@ pub(crate) enum Repeat {
     End,
 }
 
+/// NetBSD has EV_RECEIPT since version 10 only, and an older kernel takes no notice of it.
+const HAS_RECEIPTS: bool = !cfg!(target_os = "netbsd");
+
 /// How many changes are handed over in one call.
 const CHANGES: usize = 16;
 
@@ -102,6 +105,9 @@ impl Queue {
         changes: &[Kevent],
         mut failed: impl FnMut(usize, io::Error),
     ) -> io::Result<()> {
+        if !HAS_RECEIPTS {
+            return self.change_one_by_one(changes, failed);
+        }
         for (first, changes) in (0..).step_by(CHANGES).zip(changes.chunks(CHANGES)) {
             // Every change asks for a receipt: then the call tells of each, in order, and neither
             // stops at the first error nor takes events.
@@ -128,6 +134,36 @@ impl Queue {
                 if receipt.flags & kernel::EV_ERROR != 0 && errno != 0 {
                     failed(first + place, io::Error::from_raw_os_error(errno));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// A call for each change, which without room for events takes none, and returns the change's
+    /// error as its own.
+    fn change_one_by_one(
+        &self,
+        changes: &[Kevent],
+        mut failed: impl FnMut(usize, io::Error),
+    ) -> io::Result<()> {
+        for (place, change) in changes.iter().enumerate() {
+            let Kevent(mut change) = *change;
+            change.flags &= !kernel::EV_RECEIPT;
+            let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            // SAFETY: the change is valid for reading, there is no list of events; the timeout
+            // outlives the call.
+            let outcome = check(unsafe {
+                kernel::kevent(
+                    self.fd,
+                    &raw const change,
+                    1,
+                    std::ptr::null_mut(),
+                    0,
+                    &raw const at_once,
+                )
+            });
+            if let Err(error) = outcome {
+                failed(place, error);
             }
         }
         Ok(())
@@ -300,3 +336,53 @@ const _: () = assert!(size_of::<Kevent>() == 32);
 const _: () = assert!(size_of::<Kevent>() == 40);
 #[cfg(all(target_os = "dragonfly", target_pointer_width = "64"))]
 const _: () = assert!(size_of::<Kevent>() == 32);
+
+#[cfg(all(test, kqueue_model))]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    type Failures = Vec<(usize, Option<i32>)>;
+
+    fn told(queue: &Queue) -> Vec<Told> {
+        let mut events = Vec::new();
+        queue.wait(&mut events, 8, Some(Duration::ZERO)).unwrap();
+        events.iter().map(Kevent::told).collect()
+    }
+
+    /// Both ways of handing over changes do the same, and neither swallows an event.
+    #[test]
+    fn changes_are_applied_and_their_errors_told_with_and_without_receipts() {
+        for one_by_one in [false, true] {
+            let queue = Queue::new().unwrap();
+            let change = |changes: &[Kevent]| {
+                let mut failures = Failures::new();
+                let note = |place, error: io::Error| failures.push((place, error.raw_os_error()));
+                match one_by_one {
+                    true => queue.change_one_by_one(changes, note).unwrap(),
+                    false => queue.change(changes, note).unwrap(),
+                }
+                failures
+            };
+            let (near, mut far) = UnixStream::pair().unwrap();
+            let fd = near.as_raw_fd();
+            far.write_all(b"x").unwrap();
+            assert_eq!(change(&[Kevent::add(fd, Filter::Read, Repeat::Once)]), []);
+            // It has something to tell already, once.
+            let failures = change(&[
+                Kevent::delete(fd, Filter::Write),
+                Kevent::add(fd, Filter::Write, Repeat::Level),
+                Kevent::add(-1, Filter::Read, Repeat::Level),
+                Kevent::delete(fd, Filter::Write),
+            ]);
+            let expected: Failures = vec![(0, Some(libc::ENOENT)), (2, Some(libc::EBADF))];
+            assert_eq!(failures, expected);
+            let filters: Vec<_> = told(&queue).iter().map(|told| told.filter).collect();
+            assert_eq!(filters, [Filter::Read]);
+            assert_eq!(told(&queue), []);
+            (&near).read_exact(&mut [0]).unwrap();
+        }
+    }
+}
