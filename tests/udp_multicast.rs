@@ -4,14 +4,16 @@
 
 mod common;
 mod datagrams;
+#[cfg(target_os = "linux")]
+mod namespace;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::BorrowedFd;
 use std::sync::mpsc::{Receiver, channel};
 
 use common::{eventually, within};
-use datagrams::{Running, start};
-use nix::sys::socket::{SockaddrIn, getsockname, getsockopt, sockopt};
+use datagrams::{Running, start, with_fd_at};
+use nix::sys::socket::{getsockopt, sockopt};
 use ruduo::{Address, Interface, UdpServer};
 
 const GROUP: Ipv4Addr = Ipv4Addr::new(239, 255, 77, 1);
@@ -68,20 +70,8 @@ fn machine_can_v4() -> bool {
     outcome().inspect_err(|e| eprintln!("SKIPPED: no IPv4 multicast on loopback: {e}")).is_ok()
 }
 
-fn machine_can_v6() -> Option<u32> {
-    let lo = nix::net::if_::if_nametoindex("lo").unwrap();
-    let outcome = || {
-        let socket = UdpSocket::bind("[::]:0")?;
-        socket.join_multicast_v6(&GROUP_V6, lo)?;
-        let to = std::net::SocketAddrV6::new(GROUP_V6, socket.local_addr()?.port(), 0, lo);
-        socket.send_to(b"x", to)?;
-        // Some have a route, and nothing comes of it.
-        socket.set_read_timeout(Some(std::time::Duration::from_secs(1)))?;
-        socket.recv(&mut [0])
-    };
-    outcome().inspect_err(|e| eprintln!("SKIPPED: no IPv6 multicast on loopback: {e}")).ok()?;
-    Some(lo)
-}
+/// What the loopback interface is called.
+const LO: &str = if cfg!(target_os = "linux") { "lo" } else { "lo0" };
 
 fn loopback() -> Interface {
     Interface::Address(Ipv4Addr::LOCALHOST)
@@ -93,7 +83,8 @@ fn what_is_sent_to_a_group_comes_to_who_has_joined_it_and_can_be_answered() {
         if !machine_can_v4() {
             return;
         }
-        for by in [loopback(), Interface::from("lo"), Interface::Index(1)] {
+        let index = nix::net::if_::if_nametoindex(LO).unwrap();
+        for by in [loopback(), Interface::from(LO), Interface::Index(index)] {
             let (member, heard) = listener("0.0.0.0:0", vec![GROUP.into()], by.clone(), 0);
             let sender = sender("127.0.0.1:0", by, true);
             send(&sender, "hello", GROUP, &member);
@@ -181,36 +172,94 @@ fn several_programs_share_the_port_of_a_group() {
 }
 
 #[test]
-fn ipv6_has_groups_too() {
+fn an_address_names_no_interface_for_ipv6() {
     each_poller!().run(|| {
-        let Some(lo) = machine_can_v6() else { return };
-        for by in [Interface::Index(lo), Interface::from("lo")] {
-            let (member, heard) = listener("[::]:0", vec![GROUP_V6.into()], by.clone(), 0);
-            let sender = sender("[::1]:0", by, true);
-            send(&sender, "hello", GROUP_V6, &member);
-            assert_eq!(within(&heard), "hello");
-        }
-        // An address names no interface there.
-        let error = ruduo::EventLoop::new().map(|event_loop| {
-            UdpServer::bind(&event_loop, "[::]:0")
-                .join(GROUP_V6, "127.0.0.1")
-                .on_datagram(|_, _| {})
-                .start()
-                .unwrap_err()
-        });
-        assert!(error.unwrap().to_string().contains("names no interface for IPv6"));
+        let event_loop = ruduo::EventLoop::new().unwrap();
+        let bind = UdpServer::bind(&event_loop, "[::]:0").join(GROUP_V6, "127.0.0.1");
+        let error = bind.on_datagram(|_, _| {}).start().unwrap_err();
+        assert!(error.to_string().contains("names no interface for IPv6"), "{error}");
     });
 }
 
-/// The only descriptor of this process that is bound to the port.
-fn with_fd_at<R>(port: u16, f: impl Fn(BorrowedFd<'_>) -> R) -> R {
-    let fds = common::open_fds().into_keys().map(|fd| fd.parse::<i32>().unwrap());
-    let found =
-        fds.filter(|fd| getsockname::<SockaddrIn>(*fd).is_ok_and(|address| address.port() == port));
-    let found: Vec<_> = found.collect();
-    assert_eq!(found.len(), 1);
-    // SAFETY: it is a socket that stays open: the caller holds the server it belongs to.
-    f(unsafe { BorrowedFd::borrow_raw(found[0]) })
+/// Runs a test in a network of its own with the interface `near`, which knows groups of both kinds: the
+/// loopback interface has none of IPv6, and brings back what it is told not to.
+#[cfg(target_os = "linux")]
+fn with_an_interface(alone: common::Alone, body: impl FnOnce()) {
+    namespace::run(alone, &[namespace::CABLE], || {
+        namespace::lay_cable(&["10.77.0.1/24", "fd77::1/64"]);
+        body();
+    });
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn ipv6_has_groups_too() {
+    with_an_interface(each_poller!(), || {
+        const OTHER_V6: Ipv6Addr = Ipv6Addr::new(0xff12, 0, 0, 0, 0, 0, 0x7764, 2);
+        let index = nix::net::if_::if_nametoindex("near").unwrap();
+        for by in [Interface::Index(index), Interface::from("near")] {
+            let (member, heard) = listener("[::]:0", vec![GROUP_V6.into()], by.clone(), 0);
+            let sender = sender("[fd77::1]:0", by.clone(), true);
+            send(&sender, "to the other", OTHER_V6, &member);
+            send(&sender, "hello", GROUP_V6, &member);
+            assert_eq!(within(&heard), "hello");
+            eventually("the answer", || sender.metrics().received == 1);
+
+            let (told, outcome) = channel();
+            let change = move |socket: &ruduo::UdpSocket<'_>| {
+                socket.join(OTHER_V6, by.clone()).unwrap();
+                socket.leave(GROUP_V6, by.clone()).unwrap();
+                let error = socket.leave(GROUP_V6, by.clone()).unwrap_err();
+                told.send(error.to_string()).unwrap();
+            };
+            member.udp.socket().post(change).unwrap();
+            let error = within(&outcome);
+            assert!(error.starts_with(&format!("leaving {GROUP_V6}")), "{error}");
+            send(&sender, "hello", GROUP_V6, &member);
+            send(&sender, "to the other", OTHER_V6, &member);
+            assert_eq!(within(&heard), "to the other");
+        }
+    });
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_is_not_to_be_looped_back_is_not_heard_here() {
+    with_an_interface(each_poller!(), || {
+        let groups: [(_, _, IpAddr); 2] = [
+            ("0.0.0.0:0", "10.77.0.1:0", GROUP.into()),
+            ("[::]:0", "[fd77::1]:0", GROUP_V6.into()),
+        ];
+        for (bind, from, group) in groups {
+            let (member, heard) = listener(bind, vec![group], "near".into(), 0);
+            let to_others = sender(from, "near".into(), false);
+            let to_all = sender(from, "near".into(), true);
+            send(&to_others, "to others", group, &member);
+            eventually("it has left", || to_others.metrics().sent == 1);
+            send(&to_all, "to all", group, &member);
+            assert_eq!(within(&heard), "to all");
+        }
+    });
+}
+
+/// The groups of IPv4 that a socket for both is in are reached and counted as it is told, too.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_socket_for_both_has_the_options_of_both() {
+    with_an_interface(each_poller!(), || {
+        let (member, heard) = listener("0.0.0.0:0", vec![GROUP.into()], "near".into(), 0);
+        let to_others = sender("[::]:0", "near".into(), false);
+        let to_all = sender("[::]:0", "near".into(), true);
+        send(&to_others, "to others", GROUP, &member);
+        eventually("it has left", || to_others.metrics().sent == 1);
+        send(&to_all, "to all", GROUP, &member);
+        assert_eq!(within(&heard), "to all");
+        with_fd_at(to_all.addr().port(), |fd| {
+            assert_eq!(getsockopt(&fd, sockopt::Ipv4Ttl).unwrap(), 3);
+            assert_eq!(getsockopt(&fd, sockopt::Ipv6Ttl).unwrap(), 3);
+            assert_eq!(getsockopt(&fd, sockopt::IpMulticastTtl).unwrap(), 7);
+        });
+    });
 }
 
 #[test]

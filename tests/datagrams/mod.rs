@@ -4,9 +4,11 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::BorrowedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use nix::sys::socket::{SockaddrIn, SockaddrIn6, getsockname};
 use ruduo::{EventLoop, LoopHandle, LoopThread, UdpHandle, UdpMetrics, UdpServer};
 
 use crate::common::{DEADLINE, within};
@@ -85,6 +87,20 @@ pub fn recv(peer: &UdpSocket) -> Vec<u8> {
 pub fn assert_echoes(peer: &UdpSocket) {
     peer.send(b"hello").unwrap();
     assert_eq!(recv(peer), b"hello");
+}
+
+/// The only descriptor of this process that is bound to the port.
+pub fn with_fd_at<R>(port: u16, f: impl Fn(BorrowedFd<'_>) -> R) -> R {
+    let fds = crate::common::open_fds().into_keys().map(|fd| fd.parse::<i32>().unwrap());
+    let port_of = |fd: i32| {
+        let v4 = getsockname::<SockaddrIn>(fd).map(|address| address.port());
+        v4.or_else(|_| getsockname::<SockaddrIn6>(fd).map(|address| address.port()))
+    };
+    let found = fds.filter(|fd| port_of(*fd) == Ok(port));
+    let found: Vec<_> = found.collect();
+    assert_eq!(found.len(), 1);
+    // SAFETY: it is a socket that stays open: the caller holds the server it belongs to.
+    f(unsafe { BorrowedFd::borrow_raw(found[0]) })
 }
 
 /// Keeps a loop from doing anything until what it returns is dropped.

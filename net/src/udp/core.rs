@@ -11,7 +11,7 @@ use std::time::Instant;
 use ruduo_reactor::sys::datagram::{Inbound, Name, Outbound};
 use ruduo_reactor::{EventLoop, Interest, TimerId, Token};
 
-use super::datagram::{DatagramError, Operation};
+use super::datagram::{Datagram, DatagramError, Operation};
 use super::handle::Posted;
 use super::metrics::Counters;
 use super::options::{Bound, mapped};
@@ -163,27 +163,32 @@ impl Core {
         }
         let mapped = mapped(self.bound.family(), peer);
         match Name::new(mapped.as_ref().unwrap_or(peer)) {
-            Ok(name) => self.send(event_loop, bytes, name.as_bytes()),
+            Ok(name) => self.send(event_loop, bytes, name.as_bytes(), &[]),
             Err(error) => self.failed(event_loop, Some(peer.clone()), error),
         }
     }
 
-    /// Queues a datagram for who sent one.
+    /// Queues a datagram for who sent one, from where that was sent to.
     #[inline]
-    pub(super) fn answer(&self, event_loop: &EventLoop, bytes: &[u8], name: &[u8]) {
+    pub(super) fn answer(&self, event_loop: &EventLoop, bytes: &[u8], datagram: &Datagram<'_>) {
+        let name = datagram.name();
         if self.bound.peer.is_some() {
-            return self.send(event_loop, bytes, &[]);
+            return self.send(event_loop, bytes, &[], &[]);
         }
         if self.bound.family().is_none() && has_no_name(name) {
             let why = "it came from a Unix socket without a name, which cannot be answered";
             let error = io::Error::new(io::ErrorKind::AddrNotAvailable, why);
             return self.failed(event_loop, None, error);
         }
-        self.send(event_loop, bytes, name);
+        if self.bound.tells_where_to {
+            return self.send(event_loop, bytes, name, datagram.source().as_bytes());
+        }
+        self.send(event_loop, bytes, name, &[]);
     }
 
-    /// Queues a datagram for a name, or for the peer if that is empty.
-    pub(super) fn send(&self, event_loop: &EventLoop, bytes: &[u8], name: &[u8]) {
+    /// Queues a datagram for a name, or for the peer if that is empty; from an address, or whichever
+    /// it is by the routes if that is empty.
+    pub(super) fn send(&self, event_loop: &EventLoop, bytes: &[u8], name: &[u8], source: &[u8]) {
         if self.is_over() {
             metrics::add(&self.counters.discarded, 1);
             return;
@@ -192,7 +197,7 @@ impl Core {
         if !queue.has_store() {
             queue.set_store(self.lendings.lend_store());
         }
-        let dropped = queue.offer(name, bytes);
+        let dropped = queue.offer(name, source, bytes);
         drop(queue);
         if dropped.newest > 0 {
             metrics::add(&self.counters.dropped_newest, dropped.newest);

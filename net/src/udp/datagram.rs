@@ -3,9 +3,10 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::time::SystemTime;
 
-use ruduo_reactor::sys::datagram::{Name, Received};
+use ruduo_reactor::sys::datagram::{Beside, Name, Received, Source};
 
 use crate::Address;
 
@@ -16,7 +17,7 @@ pub struct Datagram<'a> {
     size: usize,
     truncated: bool,
     name: &'a [u8],
-    time: Option<SystemTime>,
+    beside: Beside<'a>,
 }
 
 impl<'a> Datagram<'a> {
@@ -32,6 +33,14 @@ impl<'a> Datagram<'a> {
     #[must_use]
     pub fn peer(&self) -> Address {
         Name::decode(self.name)
+    }
+
+    /// To which address it was sent, if the socket is at all addresses of the machine (`0.0.0.0`,
+    /// `[::]`): one of them, a multicast group, a broadcast address. `None` for other sockets, which
+    /// have one address, [`UdpSocket::local_addr`](crate::UdpSocket::local_addr).
+    #[must_use]
+    pub fn local_ip(&self) -> Option<IpAddr> {
+        self.beside.sent_to().map(|(to, _)| to)
     }
 
     /// Whether there was more of it than [`receive_size`](crate::UdpBuilder::receive_size). The rest
@@ -52,12 +61,17 @@ impl<'a> Datagram<'a> {
     /// [`timestamps`](crate::UdpBuilder::timestamps) are on.
     #[must_use]
     pub fn received_at(&self) -> Option<SystemTime> {
-        self.time
+        self.beside.time()
     }
 
     /// The peer as the kernel has it.
     pub(super) fn name(&self) -> &'a [u8] {
         self.name
+    }
+
+    /// Our address that it is to be answered from, if the kernel has told.
+    pub(super) fn source(&self) -> Source {
+        self.beside.sent_to().map(|(_, source)| source).unwrap_or_default()
     }
 }
 
@@ -93,7 +107,7 @@ impl<'a> Iterator for Datagrams<'a> {
         if self.is_over {
             return None;
         }
-        let Received { name, time, truncated, len, .. } = self.message;
+        let Received { name, beside, truncated, len, .. } = self.message;
         let (one, rest) = match self.message.segment {
             Some(size) if size < self.rest.len() => self.rest.split_at(size),
             _ => (self.rest, &[][..]),
@@ -103,7 +117,7 @@ impl<'a> Iterator for Datagrams<'a> {
         let size = if self.message.segment.is_none() { len } else { one.len() };
         let truncated = truncated || one.len() > self.room;
         let bytes = &one[..one.len().min(self.room)];
-        Some(Datagram { bytes, size, truncated, name, time })
+        Some(Datagram { bytes, size, truncated, name, beside })
     }
 }
 

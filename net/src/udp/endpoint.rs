@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
-use ruduo_reactor::sys::datagram::{Inbound, MAX_DATAGRAM, MAX_PIECES, Name, SendFailed};
+use ruduo_reactor::sys::datagram::{Inbound, MAX_DATAGRAM, MAX_PIECES, Name, Piece, SendFailed};
 use ruduo_reactor::{Channel, Event, EventLoop, Interest, Ready, Source, Token};
 
 use super::callbacks::UdpHandler;
@@ -88,7 +88,8 @@ impl<H: UdpHandler> Endpoint<H> {
         let (count, is_internet) = (settings.batch, core.bound.family().is_some());
         // What is joined is as large as a datagram can be.
         let room = if core.bound.gro { MAX_DATAGRAM } else { settings.receive_size };
-        let control = is_internet && (core.bound.gro || settings.timestamps);
+        let is_told = core.bound.gro || core.bound.tells_where_to || settings.timestamps;
+        let control = is_internet && is_told;
         let mut inbound = core.lendings.lend_inbound(count, room);
         match inbound.receive(core.bound.as_fd(), core.burst.get(), control) {
             Ok(received) => {
@@ -244,7 +245,7 @@ impl<H: UdpHandler> Endpoint<H> {
             Ok(sent) => {
                 core.failures.set(0);
                 if let Some(Retry::Joined(errno)) = core.retrying.take() {
-                    self.join_less(errno, queue.front().map_or(0, |(_, bytes)| bytes.len()));
+                    self.join_less(errno, queue.front().map_or(0, |piece| piece.bytes.len()));
                 }
                 let bytes = queue.pop(sent);
                 metrics::add(&core.counters.sent, sent);
@@ -281,7 +282,7 @@ impl<H: UdpHandler> Endpoint<H> {
         }
         let mut queue = core.queue.borrow_mut();
         let peer = match queue.front() {
-            Some((name, _)) if !name.is_empty() => Some(Name::decode(name)),
+            Some(Piece { name, .. }) if !name.is_empty() => Some(Name::decode(name)),
             _ => core.bound.peer.clone(),
         };
         let number = errno as i32;

@@ -85,6 +85,9 @@ impl UdpServer {
     /// that does not read, so that its kernel takes no more, is lost, and `on_error` gets
     /// `WouldBlock`.
     ///
+    /// At `"0.0.0.0:2007"` or `"[::]:2007"` it serves all addresses of the machine, and an
+    /// [`answer`](UdpSocket::answer) leaves from the one that was asked.
+    ///
     /// `"[::]:2007"` serves IPv4 too, unless [`ipv6_only`](UdpBuilder::ipv6_only); such peers have
     /// addresses like `[::ffff:127.0.0.1]:7`.
     pub fn bind(event_loop: &EventLoop, address: impl Into<Addresses>) -> UdpBuilder<'_> {

@@ -44,6 +44,8 @@ pub(super) struct Bound {
     pub(super) local: Address,
     /// Who it is connected to.
     pub(super) peer: Option<Address>,
+    /// Whether it serves all addresses of this machine, and hears to which each datagram was sent.
+    pub(super) tells_where_to: bool,
     /// Whether the kernel joins what it receives, and cuts what is sent.
     pub(super) gro: bool,
     pub(super) gso: bool,
@@ -187,7 +189,15 @@ impl Options {
         let local = socket::local_address(fd.as_fd())?;
         let gro = self.gro && wished("UDP_GRO", multicast::set_gro(fd.as_fd()));
         let gso = self.gso && multicast::knows_gso(fd.as_fd());
-        Ok(Bound { fd, file, local, peer: target.cloned(), gro, gso })
+        // Elsewhere there is but one address that an answer can leave from.
+        let tells_where_to = match family {
+            Some(family) if local.ip().is_some_and(|ip| ip.is_unspecified()) => {
+                let outcome = multicast::set_tells_where_to(fd.as_fd(), family);
+                wished("knowing where datagrams are sent to", outcome)
+            }
+            _ => false,
+        };
+        Ok(Bound { fd, file, local, peer: target.cloned(), tells_where_to, gro, gso })
     }
 
     fn bind_name(&self, fd: &OwnedFd, address: &Address) -> io::Result<Option<SocketFile>> {

@@ -1,8 +1,8 @@
 //! What waits to be sent: datagrams one behind the other, within a limit.
 //!
 //! ```text
-//!   store.bytes    ... gone ... │ name │ bytes │ name │ bytes │ name │ bytes │
-//!                               ▲ head          entries say how long each is
+//!   store.bytes    ... gone ... │ name │ source │ bytes │ name │ source │ bytes │
+//!                               ▲ head               entries say how long each is
 //! ```
 //!
 //! No datagram has an allocation of its own. The store is lent by the loop while something waits,
@@ -38,7 +38,8 @@ pub(super) struct Store {
 
 #[derive(Clone, Copy)]
 struct Entry {
-    name: usize,
+    name: u32,
+    source: u32,
     bytes: usize,
 }
 
@@ -86,9 +87,9 @@ impl Queue {
     }
 
     /// Takes a datagram in, or does what is to be done without room.
-    pub(super) fn offer(&mut self, name: &[u8], bytes: &[u8]) -> Dropped {
+    pub(super) fn offer(&mut self, name: &[u8], source: &[u8], bytes: &[u8]) -> Dropped {
         let mut dropped = Dropped::default();
-        let need = name.len() + bytes.len() + ENTRY;
+        let need = name.len() + source.len() + bytes.len() + ENTRY;
         let limit = match self.when_full {
             WhenFull::PauseReading => self.limit.saturating_mul(2),
             _ => self.limit,
@@ -102,26 +103,31 @@ impl Queue {
         if self.weight().saturating_add(need) > limit {
             dropped.newest += 1;
         } else {
-            self.push(name, bytes);
+            self.push(name, source, bytes);
         }
         dropped
     }
 
-    fn push(&mut self, name: &[u8], bytes: &[u8]) {
+    fn push(&mut self, name: &[u8], source: &[u8], bytes: &[u8]) {
         let all = &mut self.store.bytes;
         // What is gone makes room if it is as much as what is left: moving that is paid for.
-        let full = all.capacity() - all.len() < name.len() + bytes.len();
+        let need = name.len() + source.len() + bytes.len();
+        let full = all.capacity() - all.len() < need;
         if full && self.head > 0 && self.head >= all.len() - self.head {
             all.drain(..self.head);
             self.head = 0;
         }
         all.extend_from_slice(name);
+        if !source.is_empty() {
+            all.extend_from_slice(source);
+        }
         all.extend_from_slice(bytes);
-        self.store.entries.push_back(Entry { name: name.len(), bytes: bytes.len() });
+        let (name, source) = (name.len() as u32, source.len() as u32);
+        self.store.entries.push_back(Entry { name, source, bytes: bytes.len() });
     }
 
-    /// The one that leaves next: its peer's name and its bytes.
-    pub(super) fn front(&self) -> Option<(&[u8], &[u8])> {
+    /// The one that leaves next.
+    pub(super) fn front(&self) -> Option<Piece<'_>> {
         self.iter().next()
     }
 
@@ -129,7 +135,7 @@ impl Queue {
     pub(super) fn pop(&mut self, count: usize) -> usize {
         let mut sum = 0;
         for entry in self.store.entries.drain(..count.min(self.store.entries.len())) {
-            self.head += entry.name + entry.bytes;
+            self.head += entry.name as usize + entry.source as usize + entry.bytes;
             sum += entry.bytes;
         }
         if self.store.entries.is_empty() {
@@ -139,13 +145,18 @@ impl Queue {
         sum
     }
 
-    fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+    fn iter(&self) -> impl Iterator<Item = Piece<'_>> {
         let mut rest = &self.store.bytes[self.head..];
         self.store.entries.iter().map(move |entry| {
-            let (name, behind) = rest.split_at(entry.name);
+            let (name, behind) = rest.split_at(entry.name as usize);
+            // Hardly any have one.
+            let (source, behind) = match entry.source {
+                0 => (&[][..], behind),
+                len => behind.split_at(len as usize),
+            };
             let (bytes, behind) = behind.split_at(entry.bytes);
             rest = behind;
-            (name, bytes)
+            Piece { name, source, bytes, joins: false }
         })
     }
 
@@ -153,9 +164,9 @@ impl Queue {
     /// last of them may be smaller.
     pub(super) fn pieces(&self, max_segment: usize) -> impl Iterator<Item = Piece<'_>> {
         let mut run = Run::default();
-        self.iter().map(move |(name, bytes)| {
-            let joins = run.takes(name, bytes, max_segment);
-            Piece { name, bytes, joins }
+        self.iter().map(move |piece| {
+            let joins = max_segment > 0 && run.takes(&piece, max_segment);
+            Piece { joins, ..piece }
         })
     }
 
@@ -181,10 +192,11 @@ impl Store {
     }
 }
 
-/// Datagrams of one size to one peer.
+/// Datagrams of one size to one peer, from one address.
 #[derive(Default)]
 struct Run<'a> {
     name: &'a [u8],
+    source: &'a [u8],
     segment: usize,
     segments: usize,
     bytes: usize,
@@ -193,7 +205,8 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn takes(&mut self, name: &'a [u8], bytes: &[u8], max_segment: usize) -> bool {
+    fn takes(&mut self, piece: &Piece<'a>, max_segment: usize) -> bool {
+        let Piece { name, source, bytes, .. } = *piece;
         let joins = self.segments > 0
             && self.segments < MAX_SEGMENTS
             && !self.is_over
@@ -201,14 +214,15 @@ impl<'a> Run<'a> {
             && !bytes.is_empty()
             && bytes.len() <= self.segment
             && self.bytes + bytes.len() <= MAX_JOINED
-            && name == self.name;
+            && name == self.name
+            && source == self.source;
         if joins {
             self.segments += 1;
             self.bytes += bytes.len();
             self.is_over = bytes.len() < self.segment;
         } else {
             let segment = bytes.len();
-            *self = Run { name, segment, segments: 1, bytes: segment, is_over: false };
+            *self = Run { name, source, segment, segments: 1, bytes: segment, is_over: false };
         }
         joins
     }
@@ -219,8 +233,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn contents(queue: &Queue) -> Vec<(Vec<u8>, Vec<u8>)> {
-        queue.iter().map(|(name, bytes)| (name.to_vec(), bytes.to_vec())).collect()
+    /// Name, source and bytes.
+    type Parts = [Vec<u8>; 3];
+
+    fn contents(queue: &Queue) -> Vec<Parts> {
+        queue
+            .iter()
+            .map(|piece| [piece.name, piece.source, piece.bytes].map(<[u8]>::to_vec))
+            .collect()
     }
 
     #[test]
@@ -229,7 +249,7 @@ mod tests {
         let all: [(&str, usize); 8] =
             [("a", 5), ("a", 5), ("a", 3), ("a", 3), ("b", 3), ("b", 4), ("b", 0), ("b", 0)];
         for (name, len) in all {
-            queue.offer(name.as_bytes(), &vec![0; len]);
+            queue.offer(name.as_bytes(), b"", &vec![0; len]);
         }
         let joins = |max| queue.pieces(max).map(|piece| piece.joins).collect::<Vec<_>>();
         assert_eq!(joins(1400), [false, true, true, false, false, false, false, false]);
@@ -238,12 +258,19 @@ mod tests {
 
         let mut queue = Queue::new(1 << 20, WhenFull::DropNewest);
         for _ in 0..2 * MAX_SEGMENTS {
-            queue.offer(b"a", &[0; 1200]);
+            queue.offer(b"a", b"", &[0; 1200]);
         }
         // 54 of them are 64,800 bytes.
         let begins: Vec<_> =
             queue.pieces(1400).enumerate().filter(|(_, p)| !p.joins).map(|(i, _)| i).collect();
         assert_eq!(begins, [0, 54, 108]);
+
+        let mut queue = Queue::new(1 << 20, WhenFull::DropNewest);
+        for (name, source) in [("a", "b"), ("a", "b"), ("ab", ""), ("a", "c"), ("a", "c")] {
+            queue.offer(name.as_bytes(), source.as_bytes(), b"x");
+        }
+        let joins: Vec<_> = queue.pieces(1400).map(|piece| piece.joins).collect();
+        assert_eq!(joins, [false, true, false, false, true]);
     }
 
     proptest! {
@@ -256,17 +283,16 @@ mod tests {
                 WhenFull::DropNewest, WhenFull::DropOldest, WhenFull::PauseReading,
             ]),
             limit in 0_usize..300,
-            steps in prop::collection::vec((0_usize..8, 0_usize..90, 0_usize..4), 1..60),
+            steps in prop::collection::vec((0_usize..8, 0_usize..5, 0_usize..90, 0_usize..4), 1..60),
         ) {
             let mut queue = Queue::new(limit, when_full);
-            let mut model: VecDeque<(Vec<u8>, Vec<u8>)> = VecDeque::new();
-            let weight = |model: &VecDeque<(Vec<u8>, Vec<u8>)>| {
-                model.iter().map(|(name, bytes)| name.len() + bytes.len() + ENTRY).sum::<usize>()
-            };
+            let mut model: VecDeque<Parts> = VecDeque::new();
+            let weight_of = |parts: &Parts| parts.iter().map(Vec::len).sum::<usize>() + ENTRY;
+            let weight = |model: &VecDeque<Parts>| model.iter().map(weight_of).sum::<usize>();
             let max = if when_full == WhenFull::PauseReading { 2 * limit } else { limit };
-            for (i, (name, len, pops)) in steps.into_iter().enumerate() {
-                let (name, bytes) = (vec![i as u8; name], vec![i as u8; len]);
-                let need = name.len() + bytes.len() + ENTRY;
+            for (i, (name, source, len, pops)) in steps.into_iter().enumerate() {
+                let parts = [name, source, len].map(|len| vec![i as u8; len]);
+                let need = weight_of(&parts);
                 let mut expected = Dropped::default();
                 if when_full == WhenFull::DropOldest && need <= max {
                     while weight(&model) + need > max {
@@ -276,11 +302,12 @@ mod tests {
                 }
                 let fits = weight(&model) + need <= max;
                 expected.newest = usize::from(!fits);
-                prop_assert_eq!(queue.offer(&name, &bytes), expected);
+                prop_assert_eq!(queue.offer(&parts[0], &parts[1], &parts[2]), expected);
                 if fits {
-                    model.push_back((name, bytes));
+                    model.push_back(parts);
                 }
-                let gone = model.drain(..pops.min(model.len())).map(|(_, b)| b.len()).sum::<usize>();
+                let gone = model.drain(..pops.min(model.len()));
+                let gone = gone.map(|[_, _, bytes]| bytes.len()).sum::<usize>();
                 prop_assert_eq!(queue.pop(pops), gone);
                 prop_assert_eq!(contents(&queue), Vec::from(model.clone()));
                 prop_assert_eq!(queue.weight(), weight(&model));

@@ -51,19 +51,21 @@ impl<'a> UdpSocket<'a> {
         UdpSocketHandle::new(self.event_loop.handle(), self.core.posted.clone())
     }
 
-    /// Sends a datagram to who has sent `datagram`.
+    /// Sends a datagram to who has sent `datagram`, from the address that it was sent to.
     #[inline]
     pub fn answer(&self, datagram: &Datagram<'_>, bytes: impl AsRef<[u8]>) {
-        self.core.answer(self.event_loop, bytes.as_ref(), datagram.name());
+        self.core.answer(self.event_loop, bytes.as_ref(), datagram);
     }
 
     /// Sends a datagram to the peer of a connected socket.
     pub fn send(&self, bytes: impl AsRef<[u8]>) {
-        self.core.send(self.event_loop, bytes.as_ref(), &[]);
+        self.core.send(self.event_loop, bytes.as_ref(), &[], &[]);
     }
 
     /// Sends a datagram to `peer`. A connected socket sends to its own peer only, by
-    /// [`send`](UdpSocket::send).
+    /// [`send`](UdpSocket::send). From a socket at all addresses (`0.0.0.0`, `[::]`) it leaves from
+    /// the one that the routes say, which need not be the one that the peer has written to:
+    /// [`answer`](UdpSocket::answer) minds that.
     pub fn send_to(&self, bytes: impl AsRef<[u8]>, peer: &Address) {
         self.core.send_to(self.event_loop, bytes.as_ref(), peer);
     }

@@ -1,8 +1,8 @@
 //! Datagrams, many in one call: recvmmsg and sendmmsg on Linux, one call for each elsewhere.
 //!
 //! ```text
-//!   socket ──▶ Inbound: room for a batch ──▶ Received: bytes, name, real length, time, segments
-//!   socket ◀── Outbound: headers for a batch ◀── Piece: bytes, name
+//!   socket ──▶ Inbound: room for a batch ──▶ Received: bytes, name, real length, and what is told
+//!   socket ◀── Outbound: headers for a batch ◀── Piece: bytes, name, source
 //! ```
 //!
 //! Both are made once and lent to whichever socket has something to do: what the kernel is pointed
@@ -14,13 +14,14 @@
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::time::{Duration, SystemTime};
 
 #[cfg(target_os = "linux")]
 use libc::mmsghdr as Message;
 
 use super::address::{Address, RawAddress};
 use super::check_len;
+pub use super::control::{Beside, Source};
+use super::control::{Control, NO_CONTROL};
 use super::socket::NO_SIGNAL;
 
 /// The largest datagram that there is over IP, and so the room that holds any.
@@ -44,13 +45,6 @@ struct Message {
 const RECEIVE: libc::c_int = libc::MSG_TRUNC;
 #[cfg(not(target_os = "linux"))]
 const RECEIVE: libc::c_int = 0;
-
-/// Room for what the kernel says about one datagram beside its bytes: a time, a segment's size.
-#[derive(Clone, Copy)]
-#[repr(C, align(8))]
-struct Control([u8; 96]);
-
-const NO_CONTROL: Control = Control([0; 96]);
 
 /// An address as the kernel has it.
 pub struct Name(RawAddress);
@@ -102,10 +96,10 @@ pub struct Received<'a> {
     pub truncated: bool,
     /// Who has sent it: the [`Name`]'s bytes. Empty for a Unix socket without a name.
     pub name: &'a [u8],
-    /// When the kernel got it, if that was asked for.
-    pub time: Option<SystemTime>,
     /// If it is several, the size of each; the last one may be smaller.
     pub segment: Option<usize>,
+    /// What the kernel has told of it.
+    pub beside: Beside<'a>,
 }
 
 impl Inbound {
@@ -138,7 +132,7 @@ impl Inbound {
     }
 
     /// Receives at most `limit` messages, in one call where the system can, and returns how many
-    /// came. Those of before are gone. `control` says whether time and segments are to be had; a
+    /// came. Those of before are gone. `control` says whether what is told beside is to be had; a
     /// Unix socket must go without, for its peers could send us descriptors in that room.
     ///
     /// # Errors
@@ -180,8 +174,8 @@ impl Inbound {
             header.msg_iov = slice;
             header.msg_iovlen = 1;
             if control {
-                header.msg_control = room.0.as_mut_ptr().cast();
-                header.msg_controllen = room.0.len() as _;
+                header.msg_control = room.as_mut_ptr();
+                header.msg_controllen = Control::LEN as _;
             }
             Message { msg_hdr: header, msg_len: 0 }
         }));
@@ -237,67 +231,18 @@ impl Inbound {
         // long as `self` is borrowed.
         let bytes = unsafe { std::slice::from_raw_parts(start, there) };
         let name = &self.names[index].as_bytes();
-        let (time, segment) = match header.msg_controllen {
-            0 => (None, None),
-            _ => read_control(header),
-        };
+        // SAFETY: the kernel has written the control data to our room, which lasts as long and is not
+        // changed before the next `receive`.
+        let beside = unsafe { Beside::new(header) };
         Some(Received {
             bytes,
             len,
             truncated: header.msg_flags & libc::MSG_TRUNC != 0,
             name: &name[..(header.msg_namelen as usize).min(name.len())],
-            time,
-            segment: segment.filter(|segment| *segment > 0),
+            segment: if header.msg_controllen == 0 { None } else { beside.segment() },
+            beside,
         })
     }
-}
-
-/// The time and the segment's size, if the kernel has told them.
-fn read_control(header: &libc::msghdr) -> (Option<SystemTime>, Option<usize>) {
-    let mut time = None;
-    // Only Linux joins datagrams.
-    #[cfg_attr(not(target_os = "linux"), allow(unused_mut))]
-    let mut segment = None;
-    // SAFETY: the header's control data is what the kernel has written to our room.
-    let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };
-    while !next.is_null() {
-        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return null or a whole header, in aligned room.
-        let control = unsafe { &*next };
-        match (control.cmsg_level, control.cmsg_type) {
-            #[cfg(target_os = "linux")]
-            (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => {
-                let stamp: libc::timespec = data(next);
-                time = since_epoch(stamp.tv_sec as i64, stamp.tv_nsec as u32);
-            }
-            #[cfg(not(target_os = "linux"))]
-            (libc::SOL_SOCKET, libc::SCM_TIMESTAMP) => {
-                let stamp: libc::timeval = data(next);
-                time = since_epoch(stamp.tv_sec as i64, stamp.tv_usec as u32 * 1000);
-            }
-            #[cfg(target_os = "linux")]
-            (libc::SOL_UDP, libc::UDP_GRO) => {
-                let size: libc::c_int = data(next);
-                segment = usize::try_from(size).ok();
-            }
-            _ => {}
-        }
-        // SAFETY: `next` is one of this header's.
-        next = unsafe { libc::CMSG_NXTHDR(header, next) };
-    }
-    (time, segment)
-}
-
-/// What a control header is followed by, which the caller knows by its type.
-fn data<T: Copy>(control: *const libc::cmsghdr) -> T {
-    // SAFETY: the header is in room of ours.
-    let start = unsafe { libc::CMSG_DATA(control) };
-    // SAFETY: the kernel has written a value of this type behind the header, perhaps unaligned.
-    unsafe { start.cast::<T>().read_unaligned() }
-}
-
-fn since_epoch(seconds: i64, nanos: u32) -> Option<SystemTime> {
-    let seconds = u64::try_from(seconds).ok()?;
-    SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos))
 }
 
 /// A datagram to be sent.
@@ -305,9 +250,11 @@ fn since_epoch(seconds: i64, nanos: u32) -> Option<SystemTime> {
 pub struct Piece<'a> {
     /// To whom: a [`Name`]'s bytes; empty for the peer that the socket is connected to.
     pub name: &'a [u8],
+    /// From which of our addresses: a [`Source`]'s bytes; empty for whichever the routes say.
+    pub source: &'a [u8],
     /// What.
     pub bytes: &'a [u8],
-    /// It goes with the one before: same name, and the kernel is to cut the two apart again
+    /// It goes with the one before: same name and source, and the kernel is to cut the two apart again
     /// (`UDP_SEGMENT`). All but the last that go together are of one size. Linux only.
     pub joins: bool,
 }
@@ -358,6 +305,7 @@ impl Outbound {
         self.slices.clear();
         self.messages.clear();
         self.pieces.clear();
+        self.controls.resize(MAX_PIECES, NO_CONTROL);
         for piece in pieces.take(MAX_PIECES) {
             self.slices.push(libc::iovec {
                 iov_base: piece.bytes.as_ptr().cast_mut().cast(),
@@ -371,6 +319,10 @@ impl Outbound {
                         header.msg_name = piece.name.as_ptr().cast_mut().cast();
                         header.msg_namelen = piece.name.len() as libc::socklen_t;
                     }
+                    if !piece.source.is_empty() {
+                        let control = &mut self.controls[self.messages.len()];
+                        control.attach_source(&mut header, piece.source);
+                    }
                     self.messages.push(Message { msg_hdr: header, msg_len: 0 });
                     self.pieces.push(1);
                 }
@@ -380,9 +332,6 @@ impl Outbound {
 
     /// Points the headers at what does not move any more.
     fn point(&mut self) {
-        if self.controls.len() < self.messages.len() {
-            self.controls.resize(self.messages.len(), NO_CONTROL);
-        }
         let mut slices = &mut self.slices[..];
         let messages = self.messages.iter_mut().zip(&mut self.controls);
         for ((message, control), pieces) in messages.zip(&self.pieces) {
@@ -392,7 +341,10 @@ impl Outbound {
             header.msg_iov = own.as_mut_ptr();
             header.msg_iovlen = own.len() as _;
             if own.len() > 1 {
-                set_segment(header, control, own[0].iov_len);
+                control.attach_segment(header, own[0].iov_len);
+            }
+            if header.msg_controllen > 0 {
+                header.msg_control = control.as_mut_ptr();
             }
         }
     }
@@ -435,31 +387,6 @@ impl Outbound {
         self.pieces[..messages].iter().sum()
     }
 }
-
-/// Has the kernel cut a message into datagrams of that size.
-#[cfg(target_os = "linux")]
-fn set_segment(header: &mut libc::msghdr, control: &mut Control, size: usize) {
-    let len = mem::size_of::<u16>() as libc::c_uint;
-    header.msg_control = control.0.as_mut_ptr().cast();
-    // SAFETY: it only computes.
-    header.msg_controllen = unsafe { libc::CMSG_SPACE(len) } as _;
-    // SAFETY: the header's control data is the room it has just got.
-    let first = unsafe { libc::CMSG_FIRSTHDR(header) };
-    // SAFETY: the room is aligned and holds one header, so that is where it is.
-    let first = unsafe { &mut *first };
-    first.cmsg_level = libc::SOL_UDP;
-    first.cmsg_type = libc::UDP_SEGMENT;
-    // SAFETY: it only computes.
-    first.cmsg_len = unsafe { libc::CMSG_LEN(len) } as _;
-    // SAFETY: it only computes; the header is in room of ours.
-    let data = unsafe { libc::CMSG_DATA(first) };
-    // SAFETY: behind the header there is room for the value, perhaps unaligned.
-    unsafe { data.cast::<u16>().write_unaligned(size as u16) };
-}
-
-/// Nobody joins pieces here; if somebody does they are one datagram.
-#[cfg(not(target_os = "linux"))]
-fn set_segment(_: &mut libc::msghdr, _: &mut Control, _: usize) {}
 
 fn empty_header() -> libc::msghdr {
     // SAFETY: all-zero is a valid msghdr: no name, no control data, no slices.
@@ -547,7 +474,8 @@ mod tests {
         let mut outbound = Outbound::default();
         for at_once in [false, true] {
             let pieces = [(&b"one"[..], &b""[..]), (b"", name.as_bytes()), (b"three", b"")];
-            let pieces = pieces.map(|(bytes, name)| Piece { name, bytes, joins: false });
+            let pieces =
+                pieces.map(|(bytes, name)| Piece { name, source: b"", bytes, joins: false });
             assert_eq!(outbound.send(near.as_fd(), at_once, pieces.into_iter()).unwrap(), 3);
             let mut bytes = [0; 16];
             for expected in [&b"one"[..], b"", b"three"] {
@@ -563,7 +491,7 @@ mod tests {
         let too_long = vec![0; MAX_DATAGRAM];
         for at_once in [false, true] {
             let pieces = [&b"one"[..], &too_long, b"three"];
-            let pieces = pieces.map(|bytes| Piece { name: b"", bytes, joins: false });
+            let pieces = pieces.map(|bytes| Piece { name: b"", source: b"", bytes, joins: false });
             let mut outbound = Outbound::default();
             assert_eq!(outbound.send(near.as_fd(), at_once, pieces.into_iter()).unwrap(), 1);
             let failed =

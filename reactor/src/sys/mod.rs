@@ -6,6 +6,7 @@
 //! with the peer's address, receiving without zero-filling, signal handlers).
 
 pub mod address;
+pub(crate) mod control;
 pub(crate) mod current;
 pub mod datagram;
 #[cfg(target_os = "linux")]

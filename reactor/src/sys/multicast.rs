@@ -213,6 +213,7 @@ pub fn set_multicast_interface(
     match (family, interface) {
         (Family::V6, _) => {
             let index = interface.index()? as libc::c_int;
+            for_v4_too(|v4| set_multicast_interface(socket, v4, interface));
             set(socket, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF, index)
         }
         (Family::V4, Interface::Address(address)) => {
@@ -257,6 +258,7 @@ pub fn set_multicast_loop(socket: BorrowedFd<'_>, family: Family, on: bool) -> i
     match family {
         Family::V4 => set(socket, libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP, u8::from(on)),
         Family::V6 => {
+            for_v4_too(|v4| set_multicast_loop(socket, v4, on));
             let on = libc::c_int::from(on);
             set(socket, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP, on)
         }
@@ -271,6 +273,7 @@ pub fn set_multicast_ttl(socket: BorrowedFd<'_>, family: Family, ttl: u8) -> io:
     match family {
         Family::V4 => set(socket, libc::IPPROTO_IP, libc::IP_MULTICAST_TTL, ttl),
         Family::V6 => {
+            for_v4_too(|v4| set_multicast_ttl(socket, v4, ttl));
             let hops = libc::c_int::from(ttl);
             set(socket, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS, hops)
         }
@@ -282,10 +285,22 @@ pub fn set_multicast_ttl(socket: BorrowedFd<'_>, family: Family, ttl: u8) -> io:
 /// # Errors
 /// Those of setsockopt(2).
 pub fn set_ttl(socket: BorrowedFd<'_>, family: Family, ttl: u8) -> io::Result<()> {
-    let ttl = libc::c_int::from(ttl);
+    let hops = libc::c_int::from(ttl);
     match family {
-        Family::V4 => set(socket, libc::IPPROTO_IP, libc::IP_TTL, ttl),
-        Family::V6 => set(socket, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, ttl),
+        Family::V4 => set(socket, libc::IPPROTO_IP, libc::IP_TTL, hops),
+        Family::V6 => {
+            for_v4_too(|v4| set_ttl(socket, v4, ttl));
+            set(socket, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, hops)
+        }
+    }
+}
+
+/// On Linux a socket of IPv6 has the options of IPv4 as well, for what it sends over that. Elsewhere
+/// there are none to be set.
+fn for_v4_too(set: impl FnOnce(Family) -> io::Result<()>) {
+    if cfg!(target_os = "linux") {
+        // It is about peers that there may be none of.
+        let _ = set(Family::V4);
     }
 }
 
@@ -314,6 +329,26 @@ pub fn set_timestamps(socket: BorrowedFd<'_>) -> io::Result<()> {
     #[cfg(not(target_os = "linux"))]
     const OPTION: libc::c_int = libc::SO_TIMESTAMP;
     set(socket, libc::SOL_SOCKET, OPTION, 1 as libc::c_int)
+}
+
+/// Has the kernel tell to which address each datagram was sent, so that it can be answered from
+/// there.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_tells_where_to(socket: BorrowedFd<'_>, family: Family) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_vendor = "apple"))]
+    const OF_V4: libc::c_int = libc::IP_PKTINFO;
+    #[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+    const OF_V4: libc::c_int = libc::IP_RECVDSTADDR;
+    let v4 = || set(socket, libc::IPPROTO_IP, OF_V4, 1 as libc::c_int);
+    match family {
+        Family::V4 => v4(),
+        Family::V6 => {
+            for_v4_too(|_| v4());
+            set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1 as libc::c_int)
+        }
+    }
 }
 
 /// Has the kernel join datagrams of one peer and size that come together.
