@@ -7,13 +7,14 @@ mod datagrams;
 
 use std::io::ErrorKind;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use common::{DEADLINE, eventually, pattern, within};
 use datagrams::{Running, assert_echoes, echo, hold, peer, recv, start, turns_in};
 use ruduo::{
-    Address, Datagram, EventLoop, LoopPool, SendError, TcpServer, UdpClient, UdpHandler, UdpServer,
-    UdpSocket, UdpSocketHandle,
+    Address, Datagram, EventLoop, LoopPool, SendError, TcpServer, UdpClient, UdpHandle, UdpHandler,
+    UdpServer, UdpSocket, UdpSocketHandle,
 };
 
 #[test]
@@ -530,6 +531,46 @@ fn several_loops_share_a_port() {
 }
 
 #[test]
+fn a_port_is_shared_with_others_who_share_it_too() {
+    each_poller!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let bind = |address: &Address, shared: bool| {
+            let bind = UdpServer::bind(&event_loop, address).reuse_port(shared);
+            bind.on_datagram(|_, _| {}).start()
+        };
+        let any = "127.0.0.1:0".parse().unwrap();
+        for shared in [true, false] {
+            let first = bind(&any, shared).unwrap();
+            let again = |shared| bind(first.local_addr(), shared).map_err(|e| e.kind());
+            assert_eq!(again(false).unwrap_err(), ErrorKind::AddrInUse);
+            if shared {
+                assert_eq!(again(true).unwrap().local_addr(), first.local_addr());
+            } else {
+                assert_eq!(again(true).unwrap_err(), ErrorKind::AddrInUse);
+            }
+        }
+    });
+}
+
+/// More than one event may take, each in a call of its own.
+#[test]
+fn what_one_callback_sends_leaves_however_much_it_is() {
+    each_poller!().run(|| {
+        let running = start(|event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .batch(1)
+                .on_datagram(|socket, datagram| {
+                    (0..200_u8).for_each(|i| socket.answer(datagram, [i]));
+                })
+                .start()
+        });
+        let peer = running.peer();
+        peer.send(b"go").unwrap();
+        (0..200).for_each(|i| assert_eq!(recv(&peer), [i]));
+    });
+}
+
+#[test]
 fn a_pool_can_be_shared_and_lives_on() {
     each_poller!().run(|| {
         let (send, receive) = channel();
@@ -675,6 +716,88 @@ fn the_end_of_the_loop_is_the_end_of_its_sockets() {
             }
             udp.wait().unwrap();
             assert_eq!(udp.metrics().open, 0);
+        }
+    });
+}
+
+/// Ends its socket in one of its callbacks, and tells of all.
+struct Ends {
+    within: &'static str,
+    how: fn(&UdpSocket<'_>, &UdpHandle),
+    all: Arc<OnceLock<UdpHandle>>,
+    told: Sender<&'static str>,
+}
+
+impl Ends {
+    fn called(&self, which: &'static str, socket: &UdpSocket<'_>) {
+        self.told.send(which).unwrap();
+        if which == self.within {
+            (self.how)(socket, self.all.wait());
+        }
+    }
+}
+
+impl UdpHandler for Ends {
+    fn on_start(&mut self, socket: &UdpSocket<'_>) {
+        self.called("start", socket);
+    }
+    fn on_datagram(&mut self, socket: &UdpSocket<'_>, datagram: &Datagram<'_>) {
+        self.called("datagram", socket);
+        socket.answer(datagram, vec![0; 65_508]);
+    }
+    fn on_error(&mut self, socket: &UdpSocket<'_>, _: &ruduo::DatagramError) {
+        self.called("error", socket);
+    }
+    fn on_close(&mut self, socket: &UdpSocket<'_>) {
+        self.called("close", socket);
+    }
+}
+
+#[test]
+fn a_socket_may_end_in_each_callback_and_is_told_so_once() {
+    each_poller!().run(|| {
+        let ways: [fn(&UdpSocket<'_>, &UdpHandle); 3] = [
+            |socket, _| socket.close(),
+            |_, all| all.stop(Duration::ZERO),
+            |socket, _| {
+                // It may have ended.
+                let _ = socket.handle().post(|socket| socket.close());
+            },
+        ];
+        for (i, how) in ways.into_iter().enumerate() {
+            for within in ["start", "datagram", "error", "close"] {
+                let (send, told) = channel();
+                let all = Arc::<OnceLock<UdpHandle>>::default();
+                let known = all.clone();
+                let running = start(move |event_loop| {
+                    UdpServer::bind(event_loop, "127.0.0.1:0").serve(move |_| Ends {
+                        within,
+                        how,
+                        all: known.clone(),
+                        told: send.clone(),
+                    })
+                });
+                all.set(running.udp.clone()).unwrap();
+                let release = hold(running.event_loop());
+                for _ in 0..3 {
+                    // Nobody is there any more, perhaps.
+                    let _ = running.peer().send(b"x");
+                }
+                drop(release);
+                if within == "close" {
+                    running.udp.stop(Duration::ZERO);
+                }
+                running.udp.wait().unwrap();
+                drop(running);
+                let told: Vec<_> = told.iter().collect();
+                assert_eq!(told[0], "start");
+                assert_eq!(told.last(), Some(&"close"), "{told:?}");
+                assert_eq!(told.iter().filter(|which| **which == "close").count(), 1);
+                if i == 0 && within != "close" {
+                    assert_eq!(told[told.len() - 2], within, "{told:?}");
+                }
+                drop(all);
+            }
         }
     });
 }

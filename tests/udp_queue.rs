@@ -16,7 +16,8 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use common::{DEADLINE, eventually, within};
-use datagrams::{Running, echo, hold, peer, recv, start, turns_in};
+use datagrams::{Running, echo, hold, peer, recv, start, turns_in, with_fd_at};
+use nix::sys::socket::{getsockopt, sockopt};
 use ruduo::{Address, UdpClient, UdpServer, UdpSocketHandle, WhenFull};
 
 /// A peer whose kernel keeps a few datagrams for it, and then no more.
@@ -307,6 +308,46 @@ fn stopping_has_a_deadline_for_what_does_not_leave() {
         assert!(metrics.discarded > 0, "{metrics}");
         assert_eq!(metrics.sent + metrics.discarded, 900, "{metrics}");
         assert_eq!(metrics.open, 0);
+    });
+}
+
+#[test]
+fn a_signal_gives_what_does_not_leave_a_deadline() {
+    use nix::sys::signal::{Signal, raise};
+    each_poller!().run(|| {
+        let reader = Reader::new();
+        let event_loop = ruduo::EventLoop::new().unwrap();
+        let udp = UdpClient::connect(&event_loop, reader.address())
+            .on_start(|socket| {
+                (0..900).for_each(|n| socket.send(numbered(n)));
+                socket.event_loop().defer(|_| raise(Signal::SIGTERM).unwrap());
+            })
+            .on_datagram(|_, _| {})
+            .start()
+            .unwrap();
+        udp.stop_on_signals(&event_loop, Duration::from_millis(50)).unwrap();
+        event_loop.run().unwrap();
+        let metrics = udp.metrics();
+        assert!(udp.is_ended() && metrics.discarded > 0, "{metrics}");
+        assert_eq!(metrics.sent + metrics.discarded, 900, "{metrics}");
+    });
+}
+
+#[test]
+fn the_kernel_keeps_as_much_as_it_is_told_to() {
+    each_poller!().run(|| {
+        let running = start(|event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .kernel_receive_buffer(30_000)
+                .kernel_send_buffer(20_000)
+                .on_datagram(|_, _| {})
+                .start()
+        });
+        with_fd_at(running.addr().port(), |fd| {
+            // And as much again for what it needs itself.
+            assert_eq!(getsockopt(&fd, sockopt::RcvBuf).unwrap(), 60_000);
+            assert_eq!(getsockopt(&fd, sockopt::SndBuf).unwrap(), 40_000);
+        });
     });
 }
 
