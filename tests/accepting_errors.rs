@@ -204,7 +204,7 @@ fn b07_a_flood_of_refusals_comes_in_bursts() {
         let held = hold(running.event_loop());
         let peers: Vec<_> = (0..FLOOD).map(|_| running.connect()).collect();
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        let soft = 64 + FLOOD as u64;
+        let soft = 64 + FLOOD as nix::sys::resource::rlim_t;
         setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
         let shortage: Vec<_> = (0..).map_while(|_| File::open("/dev/zero").ok()).collect();
         drop(held);
