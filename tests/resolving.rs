@@ -8,11 +8,12 @@ mod shim;
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::mpsc;
 use std::time::Duration;
 
-use common::{Alone, eventually, proc, serve, within};
-use dialling::{Told, quick, scene};
-use ruduo::{ConnectError, TcpServer};
+use common::{Alone, eventually, open_fds, proc, serve, within};
+use dialling::{Scene, Setup, Told, quick, scene};
+use ruduo::{ConnectError, Retry, TcpServer};
 
 /// Names are looked up on so many threads.
 const THREADS: usize = 4;
@@ -59,69 +60,130 @@ fn resolving() -> usize {
     names.filter(|name| name.trim_end() == "resolver").count()
 }
 
+/// Waits for as long as it takes.
+fn patient() -> Setup {
+    Box::new(|client| client.connect_timeout(Duration::from_secs(3600)))
+}
+
 #[test]
 fn b59_an_answer_to_an_attempt_that_was_given_up_is_not_taken() {
     Resolver::run(alone!(), |resolver| {
         let server = serve(|event_loop| {
-            TcpServer::bind(event_loop, "0.0.0.0:0")?.on_message(|_, _| {}).start()
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| {}).start()
+        });
+        let hour = Duration::from_secs(3600);
+        let scene = scene(
+            ("slow.test", server.addr().port()),
+            Box::new(move |client| {
+                let retry = Retry::exponential().between(hour, hour);
+                client.connect_timeout(Duration::from_millis(50)).retry(retry)
+            }),
+        );
+        let Told::Failed { error, tried, again: true, .. } = within(&scene.told) else { panic!() };
+        assert_eq!((error, tried), (ConnectError::TimedOut, Vec::new()));
+        resolver.answer(1, "127.0.0.1");
+        eventually("it has been told", || resolving() == 0);
+        // The loop, too: what is posted now comes behind it.
+        let (tell, told) = mpsc::channel();
+        scene.thread.handle().post(move |_| tell.send(()).unwrap()).unwrap();
+        within(&told);
+        scene.client.stop(Duration::ZERO);
+        scene.client.wait().unwrap();
+        scene.thread.join().unwrap();
+        assert_eq!((scene.client.attempts(), scene.client.connections()), (1, 0));
+        assert_eq!(scene.told.iter().count(), 0);
+    });
+}
+
+/// However often it is asked, a name server that does not answer holds up those who ask for its
+/// names, and nobody else.
+#[test]
+fn b59_names_that_are_stuck_have_one_thread_each_and_one_answer_for_all() {
+    const EACH: usize = 2 * THREADS;
+    Resolver::run(alone!(), |resolver| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| {}).start()
         });
         let port = server.addr().port();
-        let second = Duration::from_secs(1);
+        let connects_to = |name: &str| scene((name, port), patient());
+        let stuck: Vec<_> =
+            (0..EACH).flat_map(|_| ["slow.one", "slow.two"].map(connects_to)).collect();
+        eventually("both are asked", || resolver.asked() == 2);
+        let assert_connects = |scene: Scene| {
+            assert_eq!(within(&scene.told), Told::Connected(server.addr().into()));
+            scene.client.stop(Duration::ZERO);
+            scene.client.wait().unwrap();
+        };
+        (0..2 * THREADS).for_each(|_| assert_connects(connects_to("localhost")));
+        assert_eq!(resolver.asked(), 2);
+        for number in [1, 2] {
+            resolver.answer(number, "127.0.0.1");
+        }
+        stuck.into_iter().for_each(assert_connects);
+        eventually("all threads have ended", || resolving() == 0);
+        assert_eq!(resolver.asked(), 2);
+    });
+}
+
+/// The answer that an attempt did not live to see is there for the next.
+#[test]
+fn b59_who_tries_again_need_not_be_asked_for_again() {
+    Resolver::run(alone!(), |resolver| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| {}).start()
+        });
+        let port = server.addr().port();
+        let soon = Duration::from_millis(200);
         let scene = scene(
             ("slow.test", port),
-            Box::new(move |client| client.connect_timeout(second).retry(quick())),
+            Box::new(move |client| client.connect_timeout(soon).retry(quick())),
         );
-        let Told::Failed { error, tried, .. } = within(&scene.told) else { panic!() };
-        assert_eq!((error, tried), (ConnectError::TimedOut, Vec::new()));
-        // The next attempt asks again, and meanwhile the first question is answered.
-        eventually("it asks again", || resolver.asked() >= 2);
-        resolver.answer(1, "127.0.0.2");
-        eventually("the loop has been told", || resolver.asked() > resolving());
-        // Of the others as many are asked as there are attempts: on a slow machine more than one.
-        let mut answered = 1;
-        while scene.client.connections() == 0 {
-            eventually("there is a question or a connection", || {
-                resolver.asked() > answered || scene.client.connections() > 0
-            });
-            while answered < resolver.asked() {
-                answered += 1;
-                resolver.answer(answered, "127.0.0.1");
-            }
+        for _ in 0..2 * THREADS {
+            assert!(matches!(within(&scene.told), Told::Failed { .. }));
         }
-        let connected = scene.told.iter().find(|told| matches!(told, Told::Connected(_)));
-        let address = format!("127.0.0.1:{port}").parse().unwrap();
-        assert_eq!(connected, Some(Told::Connected(address)));
+        assert_eq!((resolver.asked(), resolving()), (1, 1));
+        resolver.answer(1, "127.0.0.1");
+        // An attempt may end just then, and the next one ask anew.
+        let mut number = 1;
+        while let Told::Failed { .. } = within(&scene.told) {
+            number += 1;
+            resolver.answer(number, "127.0.0.1");
+        }
+        assert_eq!(scene.client.connections(), 1);
         scene.client.stop(Duration::ZERO);
         scene.client.wait().unwrap();
     });
 }
 
+/// A question holds the means to wake the loop of who asks, and so a descriptor.
 #[test]
-fn questions_that_nobody_waits_for_any_more_are_not_asked() {
-    const ATTEMPTS: u32 = 40;
-    // So many are made after the name servers have come back, at most.
-    const LAST: u32 = 5;
+fn questions_that_nobody_waits_for_any_more_are_neither_kept_nor_asked() {
+    const GIVEN_UP: usize = 20;
     Resolver::run(alone!(), |resolver| {
-        let soon = Duration::from_millis(50);
-        let scene = scene(
-            ("slow.test", 1),
-            Box::new(move |client| {
-                client.connect_timeout(soon).retry(quick().at_most(ATTEMPTS - 1))
-            }),
-        );
-        for _ in LAST..ATTEMPTS {
-            assert!(matches!(within(&scene.told), Told::Failed { .. }));
+        let name = |number: usize| format!("slow.{number}");
+        let stuck: Vec<_> = (0..THREADS).map(|n| scene((name(n), 1), patient())).collect();
+        eventually("all threads are at work", || resolver.asked() == THREADS);
+        let before = open_fds().len();
+        let give_up = |name: String| {
+            let soon = Duration::from_millis(20);
+            let scene = scene((name, 1), Box::new(move |client| client.connect_timeout(soon)));
+            assert!(matches!(within(&scene.told), Told::Failed { again: false, .. }));
+            scene.client.wait().unwrap();
+            scene.thread.join().unwrap();
+        };
+        for number in 0..GIVEN_UP {
+            give_up(name(0));
+            give_up(name(THREADS + number));
         }
-        for number in 1..=ATTEMPTS as usize {
+        assert_eq!(open_fds().len(), before, "{:?}", open_fds());
+        for number in 1..=THREADS + GIVEN_UP {
             resolver.answer(number, "127.0.0.1");
         }
-        scene.client.wait().unwrap();
+        for scene in stuck {
+            scene.client.wait().unwrap();
+        }
         eventually("all threads have ended", || resolving() == 0);
-        let asked = resolver.asked();
-        // One was perhaps given up just then, and the next not yet begun.
-        let most = THREADS + 1 + LAST as usize;
-        assert!(asked <= most, "{asked} questions for {ATTEMPTS} attempts");
-        scene.thread.join().unwrap();
+        assert_eq!(resolver.asked(), THREADS);
     });
 }
 

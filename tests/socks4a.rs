@@ -203,8 +203,10 @@ fn b65_slow_names_of_one_peer_keep_nobody_else_waiting_and_have_their_turn() {
         command.env("LD_PRELOAD", resolver).env("RUDUO_RESOLVER", &folder);
         let proxy = Program::spawn(&mut command).listening(1);
         let clients: Vec<_> = (0..NAMES).map(|_| proxy.connect()).collect();
-        for mut client in &clients {
-            client.write_all(&request(port, [0, 0, 0, 1], "", Some("slow.test"))).unwrap();
+        for (number, mut client) in clients.iter().enumerate() {
+            // Who asks for the same name would get the same answer.
+            let name = format!("slow{number}.test");
+            client.write_all(&request(port, [0, 0, 0, 1], "", Some(&name))).unwrap();
         }
         eventually("two are asked for", || folder.join("asked-2").exists());
         let mut other = connect_from("127.0.0.2:0", &proxy);

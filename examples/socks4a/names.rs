@@ -1,7 +1,7 @@
 //! Names wait for their turn: of one peer, only so many are on their way at a time.
 //!
-//! Looking a name up may take as long as its name servers like, and the library does it on four
-//! threads for the whole process. So whoever asks for some names that are not answered would keep
+//! Looking a name up may take as long as its name servers like, and the library looks up four at a
+//! time in the whole process. So whoever asks for some names that are not answered would keep
 //! everybody else's waiting. Therefore a peer, by its address, has two turns at a time. A turn lasts
 //! from asking for the name until its target is connected, or is not: the library tells no earlier,
 //! and the simple rule is slow only for those who are slow themselves. (It is against one peer and its

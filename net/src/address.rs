@@ -20,12 +20,12 @@ use ruduo_reactor::sys::address::{Address, UnixAddress};
 /// assert_eq!(addresses, ["127.0.0.1:2007".parse::<Address>().unwrap()]);
 /// # std::io::Result::Ok(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Addresses {
     kind: Kind,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Kind {
     Known(Vec<Address>),
     /// "host:port", or something that is no address at all, which resolving it tells.

@@ -23,7 +23,8 @@ use ruduo_reactor::{Channel, Event, EventLoop, Interest, Source, TimerId, Token}
 use super::failure::{ConnectError, ConnectFailure};
 use super::handle::{ClientHandle, Shared};
 use super::race::{self, Outcome, Race, STAGGER};
-use super::{Settings, resolver, retry};
+use super::resolver::{self, Answer, Question};
+use super::{Settings, retry};
 use crate::by_id::ById;
 use crate::connection::endpoint::Endpoint;
 use crate::context::Context;
@@ -126,7 +127,7 @@ type Open = dyn Fn(&EventLoop, OwnedFd, Address) -> io::Result<()>;
 enum Phase {
     /// Before the next attempt.
     Waiting,
-    Resolving,
+    Resolving(#[expect(dead_code, reason = "held until it is dropped")] Question),
     Connecting(Race),
     Connected,
     Ended,
@@ -142,30 +143,27 @@ impl Worker {
         if let Some(addresses) = self.target.known().filter(|known| !known.is_empty()) {
             return self.race(event_loop, addresses.to_vec());
         }
-        self.phase.replace(Phase::Resolving);
-        let (id, attempt) = (self.shared.id, self.shared.attempts.load(Ordering::Relaxed));
-        let handle = event_loop.handle();
-        let answer = move |result| {
+        let (id, handle) = (self.shared.id, event_loop.handle());
+        let then = move |answer| {
             // If the loop has ended, so has the client.
             let _ = handle.post(move |event_loop| {
-                with(event_loop, id, |worker| worker.resolved(event_loop, attempt, result));
+                with(event_loop, id, |worker| worker.resolved(event_loop, answer));
             });
         };
-        let shared = self.shared.clone();
-        let is_wanted = move || shared.awaits(attempt);
-        if let Err(e) = resolver::resolve(self.target.clone(), is_wanted, answer) {
-            self.failed(event_loop, ConnectError::of(&e), Vec::new());
+        match resolver::resolve(self.target.clone(), then) {
+            Ok(question) => _ = self.phase.replace(Phase::Resolving(question)),
+            Err(e) => self.failed(event_loop, ConnectError::of(&e), Vec::new()),
         }
     }
 
-    fn resolved(&self, event_loop: &EventLoop, attempt: u64, result: io::Result<Vec<Address>>) {
-        let expected = matches!(*self.phase.borrow(), Phase::Resolving)
-            && attempt == self.shared.attempts.load(Ordering::Relaxed);
-        match result {
-            // It was too late: that attempt has been given up.
+    fn resolved(&self, event_loop: &EventLoop, answer: Answer) {
+        let expected = matches!(*self.phase.borrow(), Phase::Resolving(_));
+        match answer {
+            // It was too late: the attempt has been given up. (Had another one begun, it would be as
+            // good for that.)
             _ if !expected => {}
             Ok(addresses) => self.race(event_loop, addresses),
-            Err(e) => self.failed(event_loop, ConnectError::NotResolved(e.to_string()), Vec::new()),
+            Err(error) => self.failed(event_loop, error, Vec::new()),
         }
     }
 

@@ -52,13 +52,6 @@ impl Shared {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    /// Whether an answer to that attempt is of any use.
-    pub(super) fn awaits(&self, attempt: u64) -> bool {
-        !self.end.has_come()
-            && !self.is_stopping()
-            && attempt == self.attempts.load(Ordering::Relaxed)
-    }
-
     pub(super) fn set_connection(&self, connection: Option<ConnectionHandle>) {
         // What was there is dropped outside of the lock.
         let _before = {
