@@ -67,20 +67,26 @@ fn what_goes_in_comes_out_both_ways_and_the_ends_too() {
     });
 }
 
-/// The answer comes long after the end of the question: no deadline is in its way.
+/// Whoever asks, the answer comes long after the end of the question: no deadline is in its way.
 #[test]
 fn b13_a_half_close_is_carried_through() {
     alone!().run(|| {
         let scene = Scene::new(&[]);
-        let (mut client, mut target) = scene.connect();
-        client.write_all(b"question").unwrap();
-        client.shutdown(Shutdown::Write).unwrap();
-        assert_eq!(read_to_end(&target).unwrap(), b"question");
+        let ((client, target), (other_client, other_target)) = (scene.connect(), scene.connect());
+        let pairs = [(client, target), (other_target, other_client)];
+        for (asks, answers) in &pairs {
+            let mut asks = asks;
+            asks.write_all(b"question").unwrap();
+            asks.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(read_to_end(answers).unwrap(), b"question");
+        }
         // Longer than a connection lingers that has no reason to.
         thread::sleep(Duration::from_secs(6));
-        target.write_all(b"answer").unwrap();
-        drop(target);
-        assert_eq!(read_to_end(&client).unwrap(), b"answer");
+        for (asks, mut answers) in pairs {
+            answers.write_all(b"answer").unwrap();
+            drop(answers);
+            assert_eq!(read_to_end(&asks).unwrap(), b"answer");
+        }
         scene.relay.ends_well_on(Signal::SIGTERM);
     });
 }

@@ -15,8 +15,8 @@ use std::io;
 use std::time::Duration;
 
 use ruduo::{
-    Buffer, ClientHandle, CloseReason, ConnectFailure, Connection, ConnectionHandle, Handler,
-    HandlerHandle, Keepalive, Relay, TcpClient,
+    Buffer, ClientHandle, CloseReason, ConnectFailure, Connection, Handler, HandlerHandle,
+    Keepalive, Relay, TcpClient,
 };
 
 /// A connection that came to us and is to be joined with another.
@@ -64,15 +64,13 @@ pub(crate) fn join<F: Front>(
         .serve(move |back| {
             // Until the first side is ready.
             back.pause_reading();
-            // However the call ends without being made, this side is reset.
-            let unjoined = Unjoined(Some(back.handle()));
+            let handle = back.handle();
+            // If the first side ends before, it stops this client, and that ends this side.
             let _ = front.post(move |front, conn| {
-                if let Some(back) = unjoined.join() {
-                    conn.set_linger(deadlines.patience);
-                    front.joined(conn, Ok(Side::Joined(Relay::new(conn, &back))));
-                    conn.resume_reading();
-                    let _ = back.resume_reading();
-                }
+                conn.set_linger(deadlines.patience);
+                front.joined(conn, Ok(Side::Joined(Relay::new(conn, &handle))));
+                conn.resume_reading();
+                let _ = handle.resume_reading();
             });
             Relay::new(back, front.connection())
         })?;
@@ -110,23 +108,6 @@ impl Handler for Side {
         match self {
             Side::Joining(client) => client.stop(Duration::ZERO),
             Side::Joined(relay) => relay.on_close(conn, reason),
-        }
-    }
-}
-
-/// A connection that nobody knows but this, and that ends with it.
-struct Unjoined(Option<ConnectionHandle>);
-
-impl Unjoined {
-    fn join(mut self) -> Option<ConnectionHandle> {
-        self.0.take()
-    }
-}
-
-impl Drop for Unjoined {
-    fn drop(&mut self) {
-        if let Some(back) = &self.0 {
-            let _ = back.reset();
         }
     }
 }
