@@ -281,6 +281,26 @@ fn a_stream_that_is_not_connected_any_more_is_an_error() {
     });
 }
 
+/// As std makes it, it would wait in the call until the peer has room.
+#[test]
+fn a_stream_that_blocks_does_not_block_the_loop() {
+    each_poller!().run(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (far, _) = listener.accept().unwrap();
+        let event_loop = EventLoop::new().unwrap();
+        TcpClient::from_stream(&event_loop, stream)
+            .unwrap()
+            .on_connect(|conn| conn.send_shared(vec![b'x'; 50 << 20].into()))
+            .on_high_water(|conn, _| conn.event_loop().quit())
+            .on_message(|_, input| input.clear())
+            .start()
+            .unwrap();
+        event_loop.run().unwrap();
+        drop(far);
+    });
+}
+
 #[test]
 fn a_stream_is_described_by_closures_and_settings_like_a_client() {
     each_poller!().run(|| {

@@ -6,18 +6,19 @@ mod common;
 mod dialling;
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use common::{allow_descriptors, open_fds, serve, within};
+use common::{allow_descriptors, new_socket, open_fds, serve, within};
 use dialling::{Setup, Told, full, nobody, plain, quick, scene, start};
+use nix::sys::socket::{SockaddrIn, bind};
 use ruduo::{
     Address, ClientHandle, ConnectError, EventLoop, LoopThread, PanicPolicy, Retry, TcpClient,
-    TcpServer, UnixClient, UnixServer,
+    TcpServer, UnixAddress, UnixClient, UnixServer,
 };
 
 #[test]
@@ -214,6 +215,18 @@ fn when_all_fail_each_is_told_with_its_reason() {
         let refused = |address: SocketAddr| (Address::from(address), ConnectError::Refused);
         assert_eq!(tried, [refused(one), refused(other)]);
         scene.client.wait().unwrap();
+
+        // The first one's is the attempt's.
+        let path = std::env::temp_dir().join(format!("ruduo-none-{}", std::process::id()));
+        let (one, none) = (Address::from(one), Address::from(UnixAddress::Path(path)));
+        for addresses in [[one.clone(), none.clone()], [none, one]] {
+            let scene = dialling::scene(addresses.to_vec(), plain());
+            let Told::Failed { error, tried, .. } = within(&scene.told) else { panic!() };
+            let (tried, reasons): (Vec<_>, Vec<_>) = tried.into_iter().unzip();
+            assert_eq!(tried, addresses);
+            assert!(error == reasons[0] && error != reasons[1], "{error:?} of {reasons:?}");
+            scene.client.wait().unwrap();
+        }
     });
 }
 
@@ -223,6 +236,9 @@ fn b60_a_connection_to_itself_is_none() {
         let address = nobody();
         scene(address, Box::new(move |client| client.bind_local(address)))
             .expect_only(ConnectError::SelfConnected);
+        // Its server can have the port at once: no connection of the past is in its way.
+        let SocketAddr::V4(address) = address else { panic!() };
+        bind(new_socket().as_raw_fd(), &SockaddrIn::from(address)).unwrap();
     });
 }
 
@@ -403,6 +419,28 @@ fn b62_stopped_in_the_turn_that_fails_or_connects() {
         });
         event_loop.run().unwrap();
         assert!(client.is_ended());
+        assert_eq!(told.try_iter().count(), 0);
+        drop(event_loop);
+
+        // In that of one that succeeds.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let event_loop = EventLoop::new().unwrap();
+        let (tell, told) = mpsc::channel();
+        let target = TcpClient::connect(&event_loop, listener.local_addr().unwrap());
+        let client = start(target.retry(quick()), tell);
+        let accepted = Rc::new(RefCell::new(None));
+        event_loop.defer({
+            let (client, accepted) = (client.clone(), accepted.clone());
+            move |event_loop| {
+                // It has begun, and before the loop hears of the stop, it hears that this is done.
+                accepted.replace(Some(listener.accept().unwrap()));
+                client.stop(Duration::ZERO);
+                event_loop.defer(EventLoop::quit);
+            }
+        });
+        event_loop.run().unwrap();
+        assert!(client.is_ended());
+        assert_eq!((client.attempts(), client.connections()), (1, 0));
         assert_eq!(told.try_iter().count(), 0);
     });
 }

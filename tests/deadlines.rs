@@ -104,8 +104,9 @@ fn b65_a_deadline_is_late_by_at_most_an_eighth() {
     alone!().run(|| {
         let lateness = |n: u32| {
             let (this, mut peer) = recorded(|server| server.idle_timeout(TIME));
-            // Each time elsewhere between two looks.
-            thread::sleep(TIME / 2 + n % 4 * Duration::from_millis(7));
+            // Each time elsewhere between two looks, and soon after one if they were a quarter of the
+            // time apart.
+            thread::sleep(TIME / 2 + Duration::from_millis(10) + n % 4 * Duration::from_millis(7));
             let start = Instant::now();
             // Fails if it was cut, for this thread has slept for too long.
             if peer.write_all(b"x").is_err() || !matches!(within(&this.told), Told::Message(_)) {
@@ -188,6 +189,26 @@ fn while_we_pause_reading_the_peer_is_not_idle() {
             conn.pause_reading();
             conn.event_loop().run_after(Duration::ZERO, move |_| handle.resume_reading().unwrap());
         });
+    });
+}
+
+#[test]
+fn what_a_connection_has_set_for_itself_outlasts_a_pause() {
+    alone!().run(|| {
+        let (this, _peer) = recorded(|server| server);
+        this.call(|conn| {
+            conn.set_idle_timeout(TIME);
+            conn.set_timer(1, DEADLINE);
+            conn.pause_reading();
+        });
+        let_pass(&this, 2 * TIME);
+        // The program's timer is known, too.
+        let (tell, told) = channel();
+        this.call(move |conn| tell.send(conn.cancel_timer(1)).unwrap());
+        assert!(within(&told));
+        let start = Instant::now();
+        this.conn.resume_reading().unwrap();
+        assert_closes(&this, start, TIME, IDLE);
     });
 }
 
@@ -391,6 +412,54 @@ fn b26_a_peer_that_takes_it_in_drops_is_cut() {
     });
 }
 
+/// As long as what waits is below the mark, reading goes on.
+#[test]
+fn b26_a_peer_that_talks_and_takes_nothing_is_cut() {
+    alone!().run(|| {
+        let (this, mut peer) = recorded_after(send_a_lot, |server| {
+            server.write_stall_timeout(TIME).water_marks(1, A_LOT + (1 << 20))
+        });
+        let start = Instant::now();
+        let end = loop {
+            match this.told.recv_timeout(TIME / 20) {
+                Ok(Told::Closed(reason)) => break reason,
+                Ok(told) => assert!(matches!(told, Told::Message(_)), "{told:?}"),
+                Err(_) => assert!(start.elapsed() < DEADLINE, "it is not cut"),
+            }
+            // Fails when it is.
+            let _ = peer.write_all(b"x");
+        };
+        assert_eq!(end, STALLED);
+        assert!(start.elapsed() >= TIME);
+    });
+}
+
+/// Nor does what we add to it move the time, though each time somebody looks what is awaited.
+#[test]
+fn b26_a_peer_that_takes_nothing_is_cut_while_more_is_sent_to_it() {
+    alone!().run(|| {
+        let (tell, told) = channel();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .write_stall_timeout(TIME)
+                .idle_timeout(Duration::from_secs(3600))
+                .on_connect(|conn| conn.set_timer(0, TIME / 2))
+                .on_timer(|conn, first| {
+                    if first == 0 {
+                        send_a_lot(conn);
+                    }
+                    conn.send("more");
+                    conn.set_timer(1, TIME / 40);
+                })
+                .on_message(|_, input| input.clear())
+                .on_close(move |_, reason| tell.send(brief(reason)).unwrap())
+                .start()
+        });
+        let _peer = server.connect();
+        assert_eq!(within(&told), STALLED);
+    });
+}
+
 #[test]
 fn a_connection_can_have_a_write_stall_time_of_its_own() {
     alone!().run(|| {
@@ -419,6 +488,43 @@ fn b22_a_connection_that_has_been_blocked_causes_no_wakeups_later() {
         // One look may still come.
         let_pass(&this, TIME / 4);
         assert!(this.turns_in(TIME) < 4);
+    });
+}
+
+/// A dozen of them, however often the time was made shorter.
+#[test]
+fn b22_the_looks_at_a_connection_are_few() {
+    alone!().run(|| {
+        let (this, _peer) = recorded(|server| server);
+        this.call(|conn| {
+            for shorter in (0..20).rev() {
+                conn.set_idle_timeout(6 * TIME + shorter * TIME / 10);
+            }
+        });
+        // Two of a fifth of a second, and what asks.
+        let turns = this.turns_in(TIME);
+        assert!(turns < 10, "{turns} turns");
+    });
+}
+
+/// What is over in an instant is not looked at all the time until then.
+#[test]
+fn b22_the_looks_at_a_connection_with_a_short_time_are_fewer() {
+    alone!().run(|| {
+        let (tell, told) = channel();
+        let tell_end = tell.clone();
+        let turns = |conn: &Connection<'_>| conn.event_loop().metrics().turns;
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .idle_timeout(Duration::from_millis(10))
+                .on_connect(move |conn| tell.send(turns(conn)).unwrap())
+                .on_message(|_, input| input.clear())
+                .on_close(move |conn, _| tell_end.send(turns(conn)).unwrap())
+                .start()
+        });
+        let _peer = server.connect();
+        let (begins, ends) = (within(&told), within(&told));
+        assert!(ends - begins < 9, "{} turns", ends - begins);
     });
 }
 

@@ -8,12 +8,16 @@ mod scene;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+#[cfg(target_os = "linux")]
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{DEADLINE, connect_with_a_small_buffer, pattern, read_to_end, serve, within};
 use recorder::{Told, recorded_after};
+#[cfg(target_os = "linux")]
+use ruduo::UnixServer;
 use ruduo::{Connection, TcpServer};
 use scene::{ANSWER, Act, LARGE, Scene, write};
 
@@ -230,6 +234,49 @@ fn b39_a_peer_that_takes_what_the_kernel_holds_slowly_is_not_cut() {
             }
         }
         eprintln!("SKIPPED: this machine is too busy for a steady reader");
+    });
+}
+
+/// Little as it is, to have taken all of it is something. (A Unix socket holds what was not read.)
+#[cfg(target_os = "linux")]
+#[test]
+fn b39_a_peer_that_takes_the_last_of_it_late_is_not_cut() {
+    const LAST: &str = "the last of it";
+    alone!().run(|| {
+        let path = std::env::temp_dir().join(format!("ruduo-last-{}", std::process::id()));
+        let (tell, told) = mpsc::channel();
+        let server = {
+            let path = path.clone();
+            serve(move |event_loop| {
+                UnixServer::bind(event_loop, path)?
+                    .linger(LINGER)
+                    .on_connect(|conn| {
+                        conn.send(LAST);
+                        conn.shutdown();
+                    })
+                    .on_message(|_, _| {})
+                    .on_close(move |_, reason| tell.send(reason.to_string()).unwrap())
+                    .start()
+            })
+        };
+        let not_cut = (0..5).any(|_| {
+            let start = Instant::now();
+            let mut peer = UnixStream::connect(&path).unwrap();
+            thread::sleep(LINGER * 2 / 3);
+            let begins = Instant::now();
+            peer.read_exact(&mut [0; LAST.len()]).unwrap();
+            let before = start.elapsed();
+            thread::sleep(LINGER * 2 / 3);
+            drop(peer);
+            // It may be cut if this thread did not get to act in time.
+            let (end, longest) = (within(&told), before.max(begins.elapsed()));
+            assert!(end == "shut down" || longest >= LINGER, "{end} after {longest:?}");
+            longest < LINGER
+        });
+        if !not_cut {
+            eprintln!("SKIPPED: this machine is too busy for a punctual peer");
+        }
+        drop(server);
     });
 }
 

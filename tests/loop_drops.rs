@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bare_loop::{pair, run};
+use bare_loop::{Dropped, Record, pair, run};
 use common::DEADLINE;
 use ruduo::{Channel, Event, EventLoop, Interest, LoopHandle, Signal, TimerId, Token};
 
@@ -230,6 +230,53 @@ fn b41_values_that_use_the_loop_when_dropped_may_sit_anywhere() {
         assert_eq!(dropped.load(Ordering::Relaxed), made.load(Ordering::Relaxed));
         assert!(counts.inside.load(Ordering::Relaxed) >= placed);
         drop(peers);
+    });
+}
+
+/// A callback may have something of its own borrowed while it removes another, or itself.
+#[test]
+fn b41_nothing_is_dropped_inside_the_callback_that_removes_it() {
+    each_poller!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let seen = Record::new();
+        let value = |what| Dropped(seen.clone(), what);
+        let keep = |held: Dropped<&'static str>| move |_: &EventLoop| _ = &held;
+        let later = Duration::from_millis(1);
+        let timers = [
+            event_loop.run_after(DEADLINE, keep(value("timer"))),
+            event_loop.run_every(DEADLINE, keep(value("periodic timer"))),
+        ];
+        let held = value("signal handler");
+        let handler = move |_: &EventLoop, _| _ = &held;
+        let signal = event_loop.on_signal(Signal::SIGUSR1, handler).unwrap();
+        let notifier = event_loop.notifier(keep(value("notifier"))).unwrap();
+        let (near, far) = pair();
+        let held = value("channel");
+        let handler = move |_: &EventLoop, _: &_, _| _ = &held;
+        let channel = Channel::new(far, Interest::READ, handler);
+        let channel = event_loop.register(channel).unwrap();
+        let held = value("refused channel");
+        let refused = File::open(std::env::current_exe().unwrap()).unwrap();
+        let handler = move |_: &EventLoop, _: &_, _| _ = &held;
+        let refused = Channel::new(refused, Interest::READ, handler);
+        let note = seen.clone();
+        event_loop.run_after(later, move |event_loop| {
+            let removed = timers.map(|timer| event_loop.cancel(timer));
+            assert_eq!(removed, [true, true]);
+            assert!(event_loop.remove_signal(signal));
+            assert!(event_loop.deregister(notifier.token()) && event_loop.deregister(channel));
+            assert!(event_loop.register(refused).is_err());
+            note.push("the callback returns");
+            event_loop.run_after(later, EventLoop::quit);
+        });
+        run(&event_loop);
+        let mut seen = seen.take();
+        assert_eq!(seen.remove(0), "the callback returns");
+        seen.sort_unstable();
+        let all =
+            ["channel", "notifier", "periodic timer", "refused channel", "signal handler", "timer"];
+        assert_eq!(seen, all);
+        drop(near);
     });
 }
 

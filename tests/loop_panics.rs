@@ -191,9 +191,17 @@ fn b45_what_a_panic_carries_may_panic_too() {
     each_poller!().expect_log("a task panicked: (a value that is not text)").run(|| {
         let event_loop = EventLoop::new().unwrap();
         event_loop.defer(|_| panic_any(Mine));
+        // And so may what that panic carries.
+        struct Chain;
+        impl Drop for Chain {
+            fn drop(&mut self) {
+                panic_any(Mine);
+            }
+        }
+        event_loop.defer(|_| panic_any(Chain));
         event_loop.defer(EventLoop::quit);
         run(&event_loop);
-        assert_eq!(event_loop.metrics().panics, 1);
+        assert_eq!(event_loop.metrics().panics, 2);
     });
 }
 
@@ -268,7 +276,10 @@ fn b45_a_source_that_panics_when_told_of_its_panic_is_removed() {
             self.0.as_fd()
         }
         fn on_event(self: Rc<Self>, event_loop: &EventLoop, _: Event) {
-            event_loop.run_after(bare_loop::A_WHILE, EventLoop::quit);
+            // In a later turn, however long this one takes to tell of the panic.
+            event_loop.run_after(bare_loop::A_WHILE, |event_loop| {
+                event_loop.run_after(bare_loop::A_WHILE, EventLoop::quit);
+            });
             panic!("boom");
         }
         fn on_panic(&self, _: &EventLoop, _: Token) {

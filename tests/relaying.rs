@@ -277,6 +277,23 @@ fn b11_a_reset_is_passed_on() {
     });
 }
 
+/// Its end was a good one, but there is more for it.
+#[test]
+fn b11_what_cannot_be_passed_on_any_more_is_a_reset() {
+    alone!().run(|| {
+        let (over, over_peer) = recorded(|server| server);
+        drop(over_peer);
+        while within(&over.told) != Told::Closed("PeerClosed".to_owned()) {}
+        let other = over.conn.clone();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.serve(move |conn| Relay::new(conn, &other))
+        });
+        let peer = server.connect();
+        write(&peer, "more");
+        assert_eq!(read_to_end(&peer).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    });
+}
+
 /// A peer that takes nothing ends as stalled, and the other one learns that not all has arrived.
 #[test]
 fn b26_a_side_that_is_cut_resets_the_other() {

@@ -248,7 +248,9 @@ fn b51_far_timers() {
     let days = |n: u64| Duration::from_secs(n * 86_400);
     // 2^32 ms is where an int of milliseconds comes round to "at once".
     let round = Duration::from_millis(1 << 32);
-    for far in [days(25), days(40), round, days(300), days(200_000), Duration::MAX] {
+    // Nanoseconds of 64 bits come round here.
+    let age = Duration::from_nanos(u64::MAX) + Duration::from_millis(1);
+    for far in [days(25), days(40), round, days(300), days(200_000), age, Duration::MAX] {
         let event_loop = EventLoop::new().unwrap();
         let calls = Record::new();
         let (after, every) = (calls.clone(), calls.clone());

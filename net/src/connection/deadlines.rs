@@ -171,9 +171,7 @@ impl Core {
             return self.forget_unused_timers();
         }
         let (now, progress) = (Instant::now(), self.progress(awaited));
-        let since = look
-            .since
-            .filter(|(_, earlier)| look.awaited == Some(awaited) && !progress.is_beyond(*earlier));
+        let since = look.since.filter(|(_, earlier)| !progress.is_beyond(*earlier));
         let since = since.unwrap_or((now, progress));
         let left = deadline.saturating_sub(now - since.0);
         if left.is_zero() && look.is_last {
@@ -202,7 +200,7 @@ impl Core {
         Progress {
             received: if listens { self.received.get() } else { 0 },
             taken: if takes { state.bytes_sent() as i64 - held as i64 } else { 0 },
-            took_all: takes && held == 0,
+            took_all: held == 0,
         }
     }
 }

@@ -106,7 +106,7 @@ impl State {
 
     /// Whether only the peer keeps this connection from its end, once it has taken all output.
     pub(super) fn lingers(&self) -> bool {
-        let ending = Status::FINISHING | Status::WRITE_OVER | Status::HUNG_UP | Status::DEAF;
+        let ending = Status::FINISHING | Status::WRITE_OVER | Status::HUNG_UP;
         self.is(ending) && !self.is_over()
     }
 
