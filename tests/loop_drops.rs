@@ -308,3 +308,31 @@ fn b41_a_refused_task_may_use_its_handle_when_dropped() {
         assert_eq!(dropped.load(Ordering::Relaxed), made.load(Ordering::Relaxed));
     });
 }
+
+/// A `Drop` that runs inside `cancel` would meet whatever the caller has borrowed.
+#[test]
+fn what_a_cancelled_timer_holds_is_dropped_after_the_callback() {
+    struct Tells(Rc<RefCell<Vec<&'static str>>>);
+    impl Drop for Tells {
+        fn drop(&mut self) {
+            self.0.borrow_mut().push("dropped");
+        }
+    }
+    alone!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let (once, often) = (Tells(seen.clone()), Tells(seen.clone()));
+        let once = event_loop.run_after(DEADLINE, move |_| drop(once));
+        let often = event_loop.run_every(DEADLINE, move |_| _ = &often);
+        let told = seen.clone();
+        event_loop.defer(move |event_loop| {
+            let mut told = told.borrow_mut();
+            told.push("cancels");
+            assert!(event_loop.cancel(once) && event_loop.cancel(often));
+            told.push("has cancelled");
+        });
+        event_loop.defer(|event_loop| event_loop.defer(EventLoop::quit));
+        run(&event_loop);
+        assert_eq!(*seen.borrow(), ["cancels", "has cancelled", "dropped", "dropped"]);
+    });
+}
