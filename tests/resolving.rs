@@ -161,7 +161,8 @@ fn questions_that_nobody_waits_for_any_more_are_neither_kept_nor_asked() {
     const GIVEN_UP: usize = 20;
     Resolver::run(alone!(), |resolver| {
         let name = |number: usize| format!("slow.{number}");
-        let stuck: Vec<_> = (0..THREADS).map(|n| scene((name(n), 1), patient())).collect();
+        // The last of them has to wait for its turn.
+        let wanted: Vec<_> = (0..=THREADS).map(|n| scene((name(n), 1), patient())).collect();
         eventually("all threads are at work", || resolver.asked() == THREADS);
         let before = open_fds().len();
         let give_up = |name: String| {
@@ -172,18 +173,20 @@ fn questions_that_nobody_waits_for_any_more_are_neither_kept_nor_asked() {
             scene.thread.join().unwrap();
         };
         for number in 0..GIVEN_UP {
-            give_up(name(0));
-            give_up(name(THREADS + number));
+            // Together with somebody who waits on, and alone.
+            give_up(name(number % wanted.len()));
+            give_up(name(wanted.len() + number));
         }
         assert_eq!(open_fds().len(), before, "{:?}", open_fds());
-        for number in 1..=THREADS + GIVEN_UP {
+        for number in 1..=wanted.len() + GIVEN_UP {
             resolver.answer(number, "127.0.0.1");
         }
-        for scene in stuck {
-            scene.client.wait().unwrap();
+        for scene in &wanted {
+            let Told::Failed { error, .. } = within(&scene.told) else { panic!() };
+            assert_eq!(error, ConnectError::Refused, "it was looked up");
         }
         eventually("all threads have ended", || resolving() == 0);
-        assert_eq!(resolver.asked(), THREADS);
+        assert_eq!(resolver.asked(), wanted.len());
     });
 }
 
