@@ -12,7 +12,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
 use common::{Running, eventually, logs, read_n, read_to_end, reset, serve, within};
-use ruduo::{Connection, EventLoop, LoopHandle, TcpServer};
+use ruduo::{Buffer, CloseReason, Connection, EventLoop, Handler, LoopHandle, TcpServer};
 
 fn write(mut stream: &TcpStream, bytes: impl AsRef<[u8]>) {
     stream.write_all(bytes.as_ref()).unwrap();
@@ -257,6 +257,43 @@ fn b10_closing_inside_on_connect_is_one_connect_and_one_close() {
                 end(running);
                 assert_eq!(callbacks.try_iter().count(), 0);
             }
+        }
+    });
+}
+
+/// It has a handler by then, which is told of the end and of nothing else.
+#[test]
+fn b10_closing_inside_the_factory_is_one_close() {
+    struct Telling(Sender<&'static str>);
+    impl Handler for Telling {
+        fn on_connect(&mut self, _: &Connection<'_>) {
+            self.0.send("connect").unwrap();
+        }
+        fn on_message(&mut self, _: &Connection<'_>, _: &mut Buffer) {
+            self.0.send("message").unwrap();
+        }
+        fn on_close(&mut self, _: &Connection<'_>, _: &CloseReason) {
+            self.0.send("close").unwrap();
+        }
+    }
+    each_poller!().run(|| {
+        for threads in [0, 2] {
+            let (send, told) = mpsc::channel();
+            let running = serve(move |event_loop| {
+                TcpServer::bind(event_loop, "127.0.0.1:0")?.threads(threads).serve(move |conn| {
+                    conn.close();
+                    Telling(send.clone())
+                })
+            });
+            let held = hold(running.event_loop(), |_| {});
+            let peer = running.connect();
+            write(&peer, "hello");
+            drop(held);
+            // Closed with something unread, which resets it, or before that has come.
+            let _ = read_to_end(&peer);
+            assert_eq!(within(&told), "close");
+            end(running);
+            assert_eq!(told.try_iter().count(), 0);
         }
     });
 }

@@ -159,6 +159,34 @@ fn b22_write_interest_is_on_while_output_waits_and_off_when_it_is_gone() {
     });
 }
 
+/// The kernel says that there is no room, and then that there is. The fault counts send calls on
+/// each thread.
+fn unready_send(alone: Alone, call: &str, send: fn(&Connection<'_>), len: usize) {
+    let inject = format!("inject={call}:error=EAGAIN:when=1..2");
+    alone.under(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", &inject]).run(|| {
+        let (this, peer) = recorded(|server| server);
+        this.call(send);
+        read_n(&peer, len);
+        assert_eq!(within(&this.told), Told::WriteComplete);
+        assert!(this.turns_in(WINDOW) < FEW_TURNS, "spins when nothing waits");
+    });
+}
+
+#[test]
+fn b22_eagain_on_sending_is_waited_out() {
+    unready_send(each_poller!(), "sendto", send_one_piece, 1);
+}
+
+#[test]
+fn b22_eagain_on_sending_several_pieces_is_waited_out() {
+    unready_send(each_poller!(), "sendmsg", send_several_pieces, 10_001);
+}
+
+#[test]
+fn b22_eagain_on_sending_a_file_is_waited_out() {
+    unready_send(each_poller!(), "sendfile", send_a_file, 7);
+}
+
 // Errors.
 
 /// By default the kernel kills a process that writes to a closed connection; Rust's runtime
