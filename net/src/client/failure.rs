@@ -86,7 +86,7 @@ impl fmt::Display for ConnectFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "connecting to {}: {}", self.target, self.error)?;
         match self.retry_in {
-            Some(delay) => write!(f, "; attempt {}, next in {delay:.1?}", self.attempt + 1),
+            Some(delay) => write!(f, "; attempt {} in {delay:.1?}", self.attempt + 1),
             None => Ok(()),
         }
     }
