@@ -254,6 +254,8 @@ impl Session {
                 conn.finish();
                 model.shut();
                 model.deaf = true;
+                // What was left is thrown away.
+                model.consumed = model.offered;
             }
             Act::Close => {
                 conn.close();
