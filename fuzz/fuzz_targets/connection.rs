@@ -596,8 +596,9 @@ fn connected(event_loop: &EventLoop, transport: Transport) -> (Server<'_>, Owned
             (server, TcpStream::connect(address).expect("it listens").into())
         }
         Transport::Unix => {
-            // The kernel chooses a name.
-            let address = SocketAddr::from_abstract_name("").expect("no name is a name");
+            // One at a time in a process, but others may be fuzzing too.
+            let name = format!("ruduo-fuzz-{}", std::process::id());
+            let address = SocketAddr::from_abstract_name(name).expect("it is short");
             let listener = UnixListener::bind_addr(&address).expect("a name is free");
             let address = listener.local_addr().expect("it is bound");
             let server = UnixServer::from_listener(event_loop, listener).expect("it listens");
