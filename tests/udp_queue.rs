@@ -303,6 +303,8 @@ fn stopping_has_a_deadline_for_what_does_not_leave() {
         let handle = running.udp.socket();
         send_numbered(handle, 900);
         running.udp.stop(Duration::from_millis(50));
+        // Of several deadlines the earliest counts.
+        running.udp.stop(100 * DEADLINE);
         running.udp.wait().unwrap();
         let metrics = running.metrics();
         assert!(metrics.discarded > 0, "{metrics}");

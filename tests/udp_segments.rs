@@ -160,9 +160,10 @@ fn answers_to_several_peers_find_each_its_own() {
     });
 }
 
-/// The kernel refuses the first message that it is to cut. Returns how many it got in the end, and
-/// how many errors the sender was told of.
-fn messages_after_a_refusal() -> (usize, usize) {
+/// The kernel refuses the first message that it is to cut, of a socket that is connected or of one
+/// that many could be sent to. Returns how many it got in the end, and how many errors the sender was
+/// told of.
+fn messages_after_a_refusal(connected: bool) -> (usize, usize) {
     let (send, receive) = channel();
     let receiver = start(move |event_loop| {
         UdpServer::bind(event_loop, "127.0.0.1:0")
@@ -177,14 +178,28 @@ fn messages_after_a_refusal() -> (usize, usize) {
     let (tell, told) = channel();
     let to = receiver.addr();
     let sender = start(move |event_loop| {
-        UdpClient::connect(event_loop, to)
-            .gso(true)
+        let udp = if connected {
+            UdpClient::connect(event_loop, to)
+        } else {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+        };
+        udp.gso(true)
             .batch(1)
             .on_datagram(|_, _| {})
             .on_error(move |_, _| tell.send(()).unwrap())
             .start()
     });
-    send_all(&sender);
+    let to = (!connected).then(|| Address::from(to));
+    let send = move |socket: &ruduo::UdpSocket<'_>| {
+        for (i, size) in sizes().into_iter().enumerate() {
+            let all = pattern(size + i);
+            match &to {
+                Some(to) => socket.send_to(&all[i..], to),
+                None => socket.send(&all[i..]),
+            }
+        }
+    };
+    sender.udp.socket().post(send).unwrap();
     let mut turns = BTreeSet::new();
     for (i, size) in sizes().into_iter().enumerate() {
         let (bytes, turn) = within(&receive);
@@ -209,7 +224,7 @@ fn refusing(alone: common::Alone, inject: &str, body: impl FnOnce()) {
 #[test]
 fn a_way_out_that_cuts_nothing_gets_them_one_by_one() {
     refusing(alone!(), "inject=sendmsg:error=EIO:when=1", || {
-        assert_eq!(messages_after_a_refusal(), (sizes().len(), 0));
+        assert_eq!(messages_after_a_refusal(true), (sizes().len(), 0));
     });
 }
 
@@ -217,7 +232,7 @@ fn a_way_out_that_cuts_nothing_gets_them_one_by_one() {
 fn a_way_out_for_smaller_segments_gets_the_larger_ones_one_by_one() {
     for errno in ["EMSGSIZE", "EINVAL"] {
         refusing(alone!(), &format!("inject=sendmsg:error={errno}:when=1"), || {
-            let (messages, errors) = messages_after_a_refusal();
+            let (messages, errors) = messages_after_a_refusal(true);
             assert_eq!(errors, 0);
             // Twenty of 1,000 bytes, not joined any more; those of 700 and of 3 still are.
             assert!((22..40).contains(&messages), "{messages}");
@@ -227,11 +242,13 @@ fn a_way_out_for_smaller_segments_gets_the_larger_ones_one_by_one() {
 
 #[test]
 fn what_the_network_answers_an_earlier_one_ends_no_cutting() {
-    for errno in ["ECONNREFUSED", "EHOSTUNREACH"] {
+    // To a socket that is not connected it is no answer to an earlier one, but is over as soon.
+    for (errno, connected, told) in
+        [("ECONNREFUSED", true, 1), ("EHOSTUNREACH", true, 1), ("EHOSTUNREACH", false, 0)]
+    {
         refusing(alone!(), &format!("inject=sendmsg:error={errno}:when=1"), || {
-            let (messages, errors) = messages_after_a_refusal();
-            assert_eq!(errors, 1);
-            assert!(messages < 20, "{messages}");
+            let (messages, errors) = messages_after_a_refusal(connected);
+            assert!(messages < 20 && errors == told, "{messages}, {errors}");
         });
     }
 }
