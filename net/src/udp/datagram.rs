@@ -6,7 +6,7 @@ use std::io;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use ruduo_reactor::sys::datagram::{Beside, Name, Received, Source};
+use ruduo_reactor::sys::datagram::{Beside, Inbound, Name, Received, Source};
 
 use crate::Address;
 
@@ -85,36 +85,48 @@ impl fmt::Debug for Datagram<'_> {
     }
 }
 
-/// The datagrams of one message: one, or several that the kernel has joined.
+/// The datagrams of a batch, one by one: most messages are one, and some are several that the kernel
+/// has joined.
 pub(super) struct Datagrams<'a> {
-    message: Received<'a>,
-    rest: &'a [u8],
+    inbound: &'a Inbound,
     /// How many bytes of one are wanted.
     room: usize,
-    is_over: bool,
+    /// The message to come.
+    next: usize,
+    /// What is left of one that is several.
+    rest: Option<(Received<'a>, &'a [u8])>,
 }
 
 impl<'a> Datagrams<'a> {
-    pub(super) fn of(message: Received<'a>, room: usize) -> Datagrams<'a> {
-        Datagrams { message, rest: message.bytes, room, is_over: false }
+    pub(super) fn of(inbound: &'a Inbound, room: usize) -> Datagrams<'a> {
+        Datagrams { inbound, room, next: 0, rest: None }
     }
 }
 
 impl<'a> Iterator for Datagrams<'a> {
     type Item = Datagram<'a>;
 
+    #[inline]
     fn next(&mut self) -> Option<Datagram<'a>> {
-        if self.is_over {
-            return None;
-        }
-        let Received { name, beside, truncated, len, .. } = self.message;
-        let (one, rest) = match self.message.segment {
-            Some(size) if size < self.rest.len() => self.rest.split_at(size),
-            _ => (self.rest, &[][..]),
+        let (message, bytes) = match self.rest.take() {
+            Some(several) => several,
+            None => {
+                let message = self.inbound.get(self.next)?;
+                self.next += 1;
+                (message, message.bytes)
+            }
         };
-        (self.rest, self.is_over) = (rest, rest.is_empty());
+        let Received { name, beside, truncated, len, segment, .. } = message;
+        let one = match segment {
+            Some(size) if size < bytes.len() => {
+                let (one, rest) = bytes.split_at(size);
+                self.rest = Some((message, rest));
+                one
+            }
+            _ => bytes,
+        };
         // Only a message that is one datagram can be longer than its room, which is that of any.
-        let size = if self.message.segment.is_none() { len } else { one.len() };
+        let size = if segment.is_none() { len } else { one.len() };
         let truncated = truncated || one.len() > self.room;
         let bytes = &one[..one.len().min(self.room)];
         Some(Datagram { bytes, size, truncated, name, beside })

@@ -10,7 +10,7 @@
 //! One batch an event is the fairness budget: the poller is level-triggered and comes again. When
 //! something is sent from elsewhere, steps 2 to 4 run at the end of the turn.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
@@ -51,6 +51,14 @@ enum Flushed {
     More,
     /// It goes on after the program has heard of this.
     Failed(DatagramError),
+}
+
+/// What the handler was called for, in a batch.
+#[derive(Default)]
+struct Delivered {
+    datagrams: usize,
+    bytes: usize,
+    truncated: usize,
 }
 
 impl<H: UdpHandler> Endpoint<H> {
@@ -106,32 +114,35 @@ impl<H: UdpHandler> Endpoint<H> {
     /// Panics are caught once a batch: when one happens, the batch goes on behind it.
     fn deliver(&self, event_loop: &EventLoop, inbound: &Inbound) {
         let core = &self.core;
-        let (message, within) = (Cell::new(0), Cell::new(0));
-        let (datagrams, bytes, truncated) = (Cell::new(0), Cell::new(0), Cell::new(0));
+        let mut datagrams = Datagrams::of(inbound, core.settings.receive_size);
+        let mut delivered = Delivered::default();
+        let mut deliver_rest = || self.deliver_rest(event_loop, &mut datagrams, &mut delivered);
+        while event_loop.isolate(format_args!("on_datagram of {core}"), &mut deliver_rest).is_err()
+        {
+        }
+        let Delivered { datagrams, bytes, truncated } = delivered;
+        metrics::add(&core.counters.received, datagrams);
+        metrics::add(&core.counters.received_bytes, bytes);
+        if truncated > 0 {
+            metrics::add(&core.counters.truncated, truncated);
+        }
+    }
+
+    fn deliver_rest(
+        &self,
+        event_loop: &EventLoop,
+        datagrams: &mut Datagrams<'_>,
+        delivered: &mut Delivered,
+    ) {
+        let core = &self.core;
         let socket = UdpSocket::new(event_loop, core);
-        let deliver_rest = || {
-            while let Some(received) = inbound.get(message.get()) {
-                let all = Datagrams::of(received, core.settings.receive_size);
-                for datagram in all.skip(within.get()) {
-                    if core.is_over() {
-                        return;
-                    }
-                    within.set(within.get() + 1);
-                    datagrams.set(datagrams.get() + 1);
-                    bytes.set(bytes.get() + datagram.bytes().len());
-                    truncated.set(truncated.get() + usize::from(datagram.is_truncated()));
-                    self.handler.borrow_mut().on_datagram(&socket, &datagram);
-                }
-                message.set(message.get() + 1);
-                within.set(0);
-            }
-        };
-        let what = format_args!("on_datagram of {core}");
-        while event_loop.isolate(what, deliver_rest).is_err() {}
-        metrics::add(&core.counters.received, datagrams.get());
-        metrics::add(&core.counters.received_bytes, bytes.get());
-        if truncated.get() > 0 {
-            metrics::add(&core.counters.truncated, truncated.get());
+        while !core.is_over()
+            && let Some(datagram) = datagrams.next()
+        {
+            delivered.datagrams += 1;
+            delivered.bytes += datagram.bytes().len();
+            delivered.truncated += usize::from(datagram.is_truncated());
+            self.handler.borrow_mut().on_datagram(&socket, &datagram);
         }
     }
 

@@ -1,14 +1,13 @@
 //! What waits to be sent: datagrams one behind the other, within a limit.
 //!
 //! ```text
-//!   store.bytes    ... gone ... │ name │ source │ bytes │ name │ source │ bytes │
-//!                               ▲ head               entries say how long each is
+//!   store.entries  ... gone ... │ how long each of it is  │ ...
+//!   store.bytes    ... gone ... │ name │ source │ bytes   │ name │ source │ bytes │
 //! ```
 //!
 //! No datagram has an allocation of its own. The store is lent by the loop while something waits,
 //! so a socket with nothing to send has none. Plain data: no system calls, no callbacks.
 
-use std::collections::VecDeque;
 use std::mem;
 
 use ruduo_reactor::sys::datagram::{MAX_SEGMENTS, Piece};
@@ -33,7 +32,7 @@ pub enum WhenFull {
 #[derive(Default)]
 pub(super) struct Store {
     bytes: Vec<u8>,
-    entries: VecDeque<Entry>,
+    entries: Vec<Entry>,
 }
 
 #[derive(Clone, Copy)]
@@ -41,6 +40,13 @@ struct Entry {
     name: u32,
     source: u32,
     bytes: usize,
+}
+
+impl Entry {
+    /// How many bytes of the store are its own.
+    fn len(&self) -> usize {
+        self.name as usize + self.source as usize + self.bytes
+    }
 }
 
 /// One that many have in common, and are not to be counted for.
@@ -51,9 +57,16 @@ const MAX_JOINED: usize = 65_000;
 
 pub(super) struct Queue {
     store: Store,
-    head: usize,
+    /// How much at the beginning of the store has left.
+    gone: Gone,
     limit: usize,
     when_full: WhenFull,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Gone {
+    bytes: usize,
+    entries: usize,
 }
 
 /// What had to go.
@@ -65,21 +78,21 @@ pub(super) struct Dropped {
 
 impl Queue {
     pub(super) fn new(limit: usize, when_full: WhenFull) -> Queue {
-        Queue { store: Store::default(), head: 0, limit, when_full }
+        Queue { store: Store::default(), gone: Gone::default(), limit, when_full }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.store.entries.is_empty()
+        self.len() == 0
     }
 
     /// How many datagrams wait.
     pub(super) fn len(&self) -> usize {
-        self.store.entries.len()
+        self.store.entries.len() - self.gone.entries
     }
 
     /// How much memory they take: bytes, names, and what tells them apart.
     pub(super) fn weight(&self) -> usize {
-        self.store.bytes.len() - self.head + self.store.entries.len() * ENTRY
+        self.store.bytes.len() - self.gone.bytes + self.len() * ENTRY
     }
 
     pub(super) fn limit(&self) -> usize {
@@ -109,21 +122,17 @@ impl Queue {
     }
 
     fn push(&mut self, name: &[u8], source: &[u8], bytes: &[u8]) {
-        let all = &mut self.store.bytes;
-        // What is gone makes room if it is as much as what is left: moving that is paid for.
-        let need = name.len() + source.len() + bytes.len();
-        let full = all.capacity() - all.len() < need;
-        if full && self.head > 0 && self.head >= all.len() - self.head {
-            all.drain(..self.head);
-            self.head = 0;
-        }
+        let Queue { store: Store { bytes: all, entries }, gone, .. } = self;
+        let entry =
+            Entry { name: name.len() as u32, source: source.len() as u32, bytes: bytes.len() };
+        make_room(all, &mut gone.bytes, entry.len());
+        make_room(entries, &mut gone.entries, 1);
         all.extend_from_slice(name);
         if !source.is_empty() {
             all.extend_from_slice(source);
         }
         all.extend_from_slice(bytes);
-        let (name, source) = (name.len() as u32, source.len() as u32);
-        self.store.entries.push_back(Entry { name, source, bytes: bytes.len() });
+        entries.push(entry);
     }
 
     /// The one that leaves next.
@@ -134,20 +143,22 @@ impl Queue {
     /// The first so many have left. Returns how many bytes they had.
     pub(super) fn pop(&mut self, count: usize) -> usize {
         let mut sum = 0;
-        for entry in self.store.entries.drain(..count.min(self.store.entries.len())) {
-            self.head += entry.name as usize + entry.source as usize + entry.bytes;
+        for entry in self.store.entries[self.gone.entries..].iter().take(count) {
+            self.gone.entries += 1;
+            self.gone.bytes += entry.len();
             sum += entry.bytes;
         }
-        if self.store.entries.is_empty() {
+        if self.is_empty() {
             self.store.bytes.clear();
-            self.head = 0;
+            self.store.entries.clear();
+            self.gone = Gone::default();
         }
         sum
     }
 
     fn iter(&self) -> impl Iterator<Item = Piece<'_>> {
-        let mut rest = &self.store.bytes[self.head..];
-        self.store.entries.iter().map(move |entry| {
+        let mut rest = &self.store.bytes[self.gone.bytes..];
+        self.store.entries[self.gone.entries..].iter().map(move |entry| {
             let (name, behind) = rest.split_at(entry.name as usize);
             // Hardly any have one.
             let (source, behind) = match entry.source {
@@ -182,6 +193,15 @@ impl Queue {
     /// Of an empty one.
     pub(super) fn take_store(&mut self) -> Store {
         mem::take(&mut self.store)
+    }
+}
+
+/// What is gone makes room if it is as much as what is left: moving that is paid for.
+fn make_room<T>(all: &mut Vec<T>, gone: &mut usize, need: usize) {
+    let full = all.capacity() - all.len() < need;
+    if full && *gone > 0 && *gone >= all.len() - *gone {
+        all.drain(..*gone);
+        *gone = 0;
     }
 }
 
@@ -230,6 +250,8 @@ impl<'a> Run<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use super::*;
     use proptest::prelude::*;
 

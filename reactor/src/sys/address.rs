@@ -198,6 +198,11 @@ impl RawAddress {
         RawAddress { storage, len: mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t }
     }
 
+    /// Lets the kernel write another one over it.
+    pub(super) fn make_room(&mut self) {
+        self.len = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    }
+
     pub(super) fn family(&self) -> libc::c_int {
         libc::c_int::from(self.storage.ss_family)
     }

@@ -165,7 +165,7 @@ impl Inbound {
         );
         let rooms = self.slices.iter_mut().zip(&mut self.names).zip(&mut self.controls);
         self.messages.extend(rooms.map(|((slice, name), room)| {
-            *name = RawAddress::empty();
+            name.make_room();
             let mut header = empty_header();
             let (address, len) = name.as_mut_ptrs();
             header.msg_name = address.cast();
@@ -274,8 +274,6 @@ pub struct Outbound {
     slices: Vec<libc::iovec>,
     controls: Vec<Control>,
     messages: Vec<Message>,
-    /// Of how many pieces each message is made.
-    pieces: Vec<usize>,
 }
 
 impl Outbound {
@@ -304,44 +302,44 @@ impl Outbound {
     fn collect<'a>(&mut self, pieces: impl Iterator<Item = Piece<'a>>) {
         self.slices.clear();
         self.messages.clear();
-        self.pieces.clear();
         self.controls.resize(MAX_PIECES, NO_CONTROL);
         for piece in pieces.take(MAX_PIECES) {
             self.slices.push(libc::iovec {
                 iov_base: piece.bytes.as_ptr().cast_mut().cast(),
                 iov_len: piece.bytes.len(),
             });
-            match self.pieces.last_mut() {
-                Some(pieces) if piece.joins => *pieces += 1,
-                _ => {
-                    let mut header = empty_header();
-                    if !piece.name.is_empty() {
-                        header.msg_name = piece.name.as_ptr().cast_mut().cast();
-                        header.msg_namelen = piece.name.len() as libc::socklen_t;
-                    }
-                    if !piece.source.is_empty() {
-                        let control = &mut self.controls[self.messages.len()];
-                        control.attach_source(&mut header, piece.source);
-                    }
-                    self.messages.push(Message { msg_hdr: header, msg_len: 0 });
-                    self.pieces.push(1);
-                }
+            match self.messages.last_mut() {
+                Some(message) if piece.joins => message.msg_hdr.msg_iovlen += 1,
+                _ => self.begin_message(&piece),
             }
         }
     }
 
+    fn begin_message(&mut self, piece: &Piece<'_>) {
+        let mut header = empty_header();
+        header.msg_iovlen = 1;
+        if !piece.name.is_empty() {
+            header.msg_name = piece.name.as_ptr().cast_mut().cast();
+            header.msg_namelen = piece.name.len() as libc::socklen_t;
+        }
+        if !piece.source.is_empty() {
+            let control = &mut self.controls[self.messages.len()];
+            control.attach_source(&mut header, piece.source);
+        }
+        self.messages.push(Message { msg_hdr: header, msg_len: 0 });
+    }
+
     /// Points the headers at what does not move any more.
     fn point(&mut self) {
-        let mut slices = &mut self.slices[..];
-        let messages = self.messages.iter_mut().zip(&mut self.controls);
-        for ((message, control), pieces) in messages.zip(&self.pieces) {
+        let mut slices = self.slices.as_mut_ptr();
+        for (message, control) in self.messages.iter_mut().zip(&mut self.controls) {
             let header = &mut message.msg_hdr;
-            let (own, rest) = slices.split_at_mut(*pieces);
-            slices = rest;
-            header.msg_iov = own.as_mut_ptr();
-            header.msg_iovlen = own.len() as _;
-            if own.len() > 1 {
-                control.attach_segment(header, own[0].iov_len);
+            header.msg_iov = slices;
+            slices = slices.wrapping_add(header.msg_iovlen as usize);
+            if header.msg_iovlen > 1 {
+                // SAFETY: it points to the first of this message's slices.
+                let segment = unsafe { (*header.msg_iov).iov_len };
+                control.attach_segment(header, segment);
             }
             if header.msg_controllen > 0 {
                 header.msg_control = control.as_mut_ptr();
@@ -384,7 +382,7 @@ impl Outbound {
 
     /// Of how many pieces the first messages are made.
     fn in_first(&self, messages: usize) -> usize {
-        self.pieces[..messages].iter().sum()
+        self.messages[..messages].iter().map(|message| message.msg_hdr.msg_iovlen as usize).sum()
     }
 }
 
