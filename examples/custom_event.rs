@@ -59,7 +59,7 @@ fn main() -> ExitCode {
         let server = Server::bind(&event_loop, listen)?.serve(|_conn| Peer)?;
         server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
         listen_to_input(&event_loop, silence)?;
-        println!("listening on {}", server.local_addr());
+        common::announce(format_args!("listening on {}", server.local_addr()))?;
         Ok(event_loop.run()?)
     })
 }

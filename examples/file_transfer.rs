@@ -93,7 +93,7 @@ fn main() -> ExitCode {
             .linger(linger);
         let server = serve(server, way, file, len)?;
         server.stop_on_signals(&event_loop, Duration::from_secs(60))?;
-        println!("listening on {}", server.local_addr());
+        common::announce(format_args!("listening on {}", server.local_addr()))?;
         Ok::<(), Stop>(event_loop.run()?)
     })
 }

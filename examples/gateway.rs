@@ -72,8 +72,9 @@ fn main() -> ExitCode {
         for sockets in [&service, &discovery] {
             sockets.stop_on_signals(&event_loop, Duration::from_secs(5))?;
         }
-        println!("listening on {}", service.local_addr());
-        println!("listening on {group}:{}", discovery.local_addr().port().unwrap_or(port));
+        common::announce(format_args!("listening on {}", service.local_addr()))?;
+        let port = discovery.local_addr().port().unwrap_or(port);
+        common::announce(format_args!("listening on {group}:{port}"))?;
         Ok(event_loop.run()?)
     })
 }

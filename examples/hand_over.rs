@@ -62,7 +62,7 @@ fn main() -> ExitCode {
             .start()?;
         server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
         replace_on_sighup(&event_loop, server.clone())?;
-        println!("listening on {}", server.local_addr());
+        common::announce(format_args!("listening on {}", server.local_addr()))?;
         if let Some(predecessor) = predecessor() {
             kill(predecessor, Signal::SIGTERM).map_err(std::io::Error::from)?;
         }

@@ -65,7 +65,7 @@ fn main() -> ExitCode {
                     .idle_timeout(timeout)
                     .serve(move |_| Beating::new(interval))?;
                 server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
-                println!("listening on {}", server.local_addr());
+                common::announce(format_args!("listening on {}", server.local_addr()))?;
                 Ok(event_loop.run()?)
             }
         }
@@ -87,8 +87,11 @@ impl Beating {
 
 impl Handler for Beating {
     fn on_connect(&mut self, conn: &Connection) {
-        if self.ending.is_some() {
-            println!("connected to {}", conn.peer_addr());
+        if let Some(ending) = &self.ending {
+            let told = common::announce(format_args!("connected to {}", conn.peer_addr()));
+            if let Err(e) = told {
+                ending.fails(conn.event_loop(), e);
+            }
         }
         self.on_timer(conn, BEAT);
     }

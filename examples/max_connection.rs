@@ -49,7 +49,7 @@ fn main() -> ExitCode {
             .on_message(|conn, input| conn.send_buffer(input))
             .start()?;
         server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
-        println!("listening on {}", server.local_addr());
+        common::announce(format_args!("listening on {}", server.local_addr()))?;
         Ok(event_loop.run()?)
     })
 }

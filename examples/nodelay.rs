@@ -22,7 +22,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::Long;
+use common::{Long, print};
 use ruduo::{EventLoop, TcpServer};
 
 const HELP: &str = "\
@@ -88,11 +88,20 @@ fn measure(server: SocketAddr, rounds: usize) -> io::Result<()> {
     let whole = [&HEADER[..], &BODY].concat();
     let in_one = |stream: &mut TcpStream| stream.write_all(&whole);
     let with_nagle = median(server, rounds, false, in_two)?;
-    println!("write, write, read with Nagle's algorithm:      {}", milliseconds(with_nagle));
+    print(format_args!(
+        "write, write, read with Nagle's algorithm:      {}",
+        milliseconds(with_nagle)
+    ))?;
     let without = median(server, rounds, true, in_two)?;
-    println!("write, write, read without it (TCP_NODELAY):    {}", milliseconds(without));
+    print(format_args!(
+        "write, write, read without it (TCP_NODELAY):    {}",
+        milliseconds(without)
+    ))?;
     let coalesced = median(server, rounds, true, in_one)?;
-    println!("one write of both, read:                        {}", milliseconds(coalesced));
+    print(format_args!(
+        "one write of both, read:                        {}",
+        milliseconds(coalesced)
+    ))?;
     Ok(())
 }
 

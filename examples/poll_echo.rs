@@ -57,7 +57,7 @@ fn main() -> ExitCode {
         let (listener, datagrams) = bind_both(listen)?;
         let stop = poller.notifier(STOP)?;
         let signals = stop_on_signals(stop.clone())?;
-        println!("listening on {}", listener.local_addr()?);
+        common::announce(format_args!("listening on {}", listener.local_addr()?))?;
         Echo::new(poller, trigger.0, listener, datagrams, stop)?.run()?;
         Ok(signals.join()?)
     })

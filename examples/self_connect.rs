@@ -18,7 +18,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use common::Stop;
+use common::{Ending, Stop, print};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
 };
@@ -60,11 +60,13 @@ fn by_a_plain_socket(address: SocketAddr) -> io::Result<()> {
     bind(fd.as_raw_fd(), &itself)?;
     connect(fd.as_raw_fd(), &itself)?;
     let mut stream = TcpStream::from(fd);
-    println!("a plain socket: {} is connected to {}", stream.local_addr()?, stream.peer_addr()?);
+    let (local, peer) = (stream.local_addr()?, stream.peer_addr()?);
+    print(format_args!("a plain socket: {local} is connected to {peer}"))?;
     stream.write_all(b"hello?")?;
     let mut back = [0; 6];
     stream.read_exact(&mut back)?;
-    println!("a plain socket: what it sent came back: {}", String::from_utf8_lossy(&back));
+    let back = String::from_utf8_lossy(&back);
+    print(format_args!("a plain socket: what it sent came back: {back}"))?;
     // A reset, for otherwise the port is not free for a minute (TIME_WAIT).
     let reset = nix::libc::linger { l_onoff: 1, l_linger: 0 };
     setsockopt(&stream, sockopt::Linger, &reset)?;
@@ -78,16 +80,19 @@ fn by_a_client(address: SocketAddr) -> io::Result<()> {
         .bind_local(address)
         .retry(Retry::exponential().between(second, second).at_most(3))
         .on_connect_failed(move |event_loop, failure| {
-            println!("a client: {failure}");
             let first = failure.error == ConnectError::SelfConnected && failure.attempt == 1;
-            let served = if first { serve(event_loop) } else { Ok(()) };
-            if failure.retry_in.is_none() || served.is_err() {
+            let shown = print(format_args!("a client: {failure}"))
+                .and_then(|()| if first { serve(event_loop) } else { Ok(()) });
+            if let Err(e) = shown {
+                event_loop.local::<Ending>().fails(event_loop, e);
+            } else if failure.retry_in.is_none() {
                 event_loop.quit();
             }
         })
         .on_message(|_, _| {})
         .start()?;
-    event_loop.run()
+    event_loop.run()?;
+    event_loop.local::<Ending>().outcome()
 }
 
 /// The server that was missing, and a client that finds it.
@@ -98,8 +103,12 @@ fn serve(event_loop: &EventLoop) -> io::Result<()> {
     TcpClient::connect(event_loop, server.local_addr())
         .on_connect(|conn| conn.send("hello?"))
         .on_message(|conn, _| {
-            println!("a client: {} answers, and is somebody else", conn.peer_addr());
-            conn.event_loop().quit();
+            let peer = conn.peer_addr();
+            let event_loop = conn.event_loop();
+            match print(format_args!("a client: {peer} answers, and is somebody else")) {
+                Ok(()) => event_loop.quit(),
+                Err(e) => event_loop.local::<Ending>().fails(event_loop, e),
+            }
         })
         .start()?;
     Ok(())

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::{Long, Stop};
+use common::{Long, Stop, print};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ruduo::{Buffer, Connection, EventLoop, Handler, LoopPool, ServerHandle, Signal, TcpServer};
 
@@ -250,7 +250,7 @@ impl Crowd {
     }
 
     fn show(&self, elapsed: Duration, open: usize) {
-        println!(
+        let line = format_args!(
             "{:>5} s: {} connections, {open} open, {} MiB echoed, {} turned away, {} lost, {} MiB \
              resident",
             elapsed.as_secs(),
@@ -260,6 +260,10 @@ impl Crowd {
             self.lost.load(Ordering::Relaxed),
             resident() >> 20,
         );
+        // The verdict is what counts, and is told by the exit status, too.
+        if let Err(e) = common::announce(line) {
+            log::warn!("{e}");
+        }
     }
 
     fn judge(&self, descriptors_before: usize) -> io::Result<()> {
@@ -268,17 +272,17 @@ impl Crowd {
         let growth = late.saturating_sub(early);
         let lost = self.lost.load(Ordering::Relaxed);
         let [away, refused] = [&self.turned_away, &self.refused].map(|n| n.load(Ordering::Relaxed));
-        println!(
+        let told = print(format_args!(
             "verdict: {} connections, {} MiB echoed; {lost} bytes lost, {leaked} descriptors \
              leaked, {} KiB of memory grown; {away} turned away, and {refused} refused by the server",
             self.connections.load(Ordering::Relaxed),
             self.bytes.load(Ordering::Relaxed) >> 20,
             growth >> 10,
-        );
+        ));
         if lost > 0 || leaked > 0 || growth > GROWTH || away > refused {
             return Err(io::Error::other("something was lost: see the verdict"));
         }
-        Ok(())
+        told
     }
 }
 

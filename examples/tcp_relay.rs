@@ -87,7 +87,7 @@ fn main() -> ExitCode {
         let server =
             server.serve(move |_| Session { target: target.clone(), deadlines, side: None })?;
         server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
-        println!("listening on {}", server.local_addr());
+        common::announce(format_args!("listening on {}", server.local_addr()))?;
         Ok(event_loop.run()?)
     })
 }

@@ -48,7 +48,7 @@ fn main() -> ExitCode {
             .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
             .start()?;
         echo.stop_on_signals(&event_loop, Duration::from_secs(5))?;
-        println!("listening on {}", echo.local_addr());
+        common::announce(format_args!("listening on {}", echo.local_addr()))?;
         Ok(event_loop.run()?)
     })
 }

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Long, Stop};
+use common::{Long, Stop, print};
 use ruduo::{
     EventLoop, Events, LoopThread, Notifier, NotifierKind, Poller, PollerKind, Signal, Token,
 };
@@ -50,7 +50,11 @@ fn main() -> ExitCode {
         }
         let stop = Arc::new(AtomicBool::new(false));
         let signals = stop_on_signals(&stop)?;
-        println!("{:8}{:12}{:>12}{:>16}{:>12}", "poller", "notifier", "wakeups/s", "median", "p99");
+        let [poller, notifier] = ["poller", "notifier"];
+        print(format_args!(
+            "{poller:8}{notifier:12}{:>12}{:>16}{:>12}",
+            "wakeups/s", "median", "p99"
+        ))?;
         for poller in pollers {
             for notifier in Poller::with_kind(poller)?.notifier_kinds() {
                 let measured = measure(poller, *notifier, rounds, &stop)?;
@@ -59,7 +63,9 @@ fn main() -> ExitCode {
                 }
                 let [poller, notifier] = [poller.to_string(), notifier.to_string()];
                 let Measured { per_second, median, p99 } = measured;
-                println!("{poller:8}{notifier:12}{per_second:>12.0}{median:>13.1} us{p99:>9.1} us");
+                print(format_args!(
+                    "{poller:8}{notifier:12}{per_second:>12.0}{median:>13.1} us{p99:>9.1} us"
+                ))?;
             }
         }
         Ok(signals.join()?)

@@ -5,9 +5,11 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::process::Command;
 
+use common::eventually;
 use common::program::{Program, binary, run};
 use nix::sys::signal::Signal;
 use ruduo::PollerKind;
@@ -68,17 +70,95 @@ fn help_tells_of_each_option_and_its_default() {
     });
 }
 
+/// Starts an example whose standard output nobody reads.
+fn unread(example: &str, arguments: &[&str]) -> Program {
+    Program::unread(Command::new(binary(example)).args(arguments).env("RUST_LOG", "debug"))
+}
+
 /// `--help | head -1`.
 #[test]
 fn help_that_nobody_reads_is_no_failure() {
     alone!().run(|| {
         for example in examples() {
-            let (reader, writer) = std::io::pipe().unwrap();
-            drop(reader);
-            let output =
-                Command::new(binary(&example)).arg("--help").stdout(writer).output().unwrap();
-            let text = String::from_utf8(output.stderr).unwrap();
-            assert_eq!((output.status.code(), &text[..]), (Some(0), ""), "{example}");
+            let ended = unread(&example, &["--help"]).ends_well();
+            assert_eq!(ended.log, "", "{example}");
+        }
+    });
+}
+
+/// Arguments with which an example ends by itself after a moment, if there are such.
+fn brief(example: &str) -> Option<&'static [&'static str]> {
+    match example {
+        "nodelay" => Some(&["--rounds", "1"]),
+        "self_connect" => Some(&[]),
+        "soak" => Some(&["--minutes", "0.05"]),
+        "wakeups" => Some(&["--rounds", "10"]),
+        _ => None,
+    }
+}
+
+/// Arguments with which the others serve, on free ports.
+fn serving(example: &str) -> &'static [&'static str] {
+    match example {
+        "gateway" => {
+            &["--listen", "127.0.0.1:0", "--discovery", "224.0.0.50:0", "--interface", "127.0.0.1"]
+        }
+        "netcat" => &["-l", "127.0.0.1:0"],
+        "simple_all" => &["--base-port", "0"],
+        "tcp_relay" => &["127.0.0.1:0", "127.0.0.1:9"],
+        _ => &["--listen", "127.0.0.1:0"],
+    }
+}
+
+/// An example, and how it is to be ended if it does not end by itself.
+fn assert_ends_well(example: &str, program: Program, by: Option<Signal>) {
+    if let Some(signal) = by {
+        program.signal(signal);
+    }
+    let ended = program.wait();
+    assert_eq!((ended.code, ended.signal), (Some(0), None), "{example}: {}", ended.log);
+    assert!(!ended.log.contains("panicked"), "{example}: {}", ended.log);
+}
+
+/// `.. | true`: no server stops serving for that, and whatever else there is ends well.
+#[test]
+fn output_that_nobody_reads_is_no_failure() {
+    alone!().run(|| {
+        for example in examples() {
+            if let Some(arguments) = brief(&example) {
+                assert_ends_well(&example, unread(&example, arguments), None);
+                continue;
+            }
+            let program = RefCell::new(unread(&example, serving(&example)));
+            // It first listens, then can be told to end, and then says where it listens.
+            eventually("it can be told to end, or has ended", || {
+                let mut program = program.borrow_mut();
+                !program.is_running() || program.catches(Signal::SIGTERM)
+            });
+            assert_ends_well(&example, program.into_inner(), Some(Signal::SIGTERM));
+        }
+    });
+}
+
+/// The same of examples that are clients of another one.
+#[test]
+fn clients_whose_output_nobody_reads_end_well() {
+    alone!().run(|| {
+        for (example, arguments) in [
+            ("chat", &["--join"][..]),
+            ("roundtrip", &["--connect"]),
+            ("heartbeat", &["--connect"]),
+        ] {
+            let server = Program::serve(example, &[]);
+            let address = server.addr().to_string();
+            let client = unread(example, &[arguments, &[&address]].concat());
+            // A client that is there for its output ends by itself.
+            let goes_on = example == "heartbeat";
+            if goes_on {
+                eventually("it is alive", || client.log().contains(": alive"));
+            }
+            assert_ends_well(example, client, goes_on.then_some(Signal::SIGTERM));
+            server.ends_well_on(Signal::SIGTERM);
         }
     });
 }

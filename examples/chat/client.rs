@@ -5,7 +5,7 @@
 //! time: who pipes a whole book into the room must not be so busy talking that it is cut for not
 //! listening.
 
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
@@ -14,7 +14,7 @@ use ruduo::{
     Handler,
 };
 
-use crate::common::Ending;
+use crate::common::{Ending, print};
 use crate::protocol::{EVENTS, Event, TEXTS};
 
 /// Messages that have been sent and not yet heard by everybody.
@@ -87,30 +87,29 @@ impl Handler for Listener {
         let speak = move || speak(&connection, &permitted);
         if let Err(e) = thread::Builder::new().name("speaker".into()).spawn(speak) {
             let why = format!("starting a thread that reads standard input: {e}");
-            self.ending.fails(conn.event_loop(), why);
+            self.ending.fails(conn.event_loop(), io::Error::new(e.kind(), why));
         }
     }
 
     fn on_message(&mut self, conn: &Connection, input: &mut Buffer) {
-        let mut output = io::stdout().lock();
         while let Some(frame) = EVENTS.decode(conn, input) {
             let printed = match Event::decode(frame) {
-                Ok(Event::Welcome { number }) => writeln!(output, "you are member {number}"),
+                Ok(Event::Welcome { number }) => print(format_args!("you are member {number}")),
                 Ok(Event::Message { from, text }) => {
-                    writeln!(output, "{from}: {}", printable(text))
+                    print(format_args!("{from}: {}", printable(text)))
                 }
                 Ok(Event::Heard { count }) => {
                     self.permit();
-                    writeln!(output, "heard by everybody: {count}")
+                    print(format_args!("heard by everybody: {count}"))
                 }
                 Err(e) => {
                     conn.reject(input, DecodeError::new(0, e.to_string()));
                     return;
                 }
             };
-            if printed.is_err() {
-                // Nobody reads any more.
-                conn.close();
+            if let Err(e) = printed {
+                self.ending.fails(conn.event_loop(), e);
+                return conn.close();
             }
         }
     }

@@ -31,6 +31,7 @@ use ruduo::{
     LoopHandle, LoopPool, SendError, Server,
 };
 
+use crate::common;
 use crate::protocol::{Event, TEXTS};
 
 /// Messages of one member that have not been heard by everybody.
@@ -49,7 +50,7 @@ pub(crate) fn serve(listen: Address, threads: usize) -> io::Result<()> {
         .water_marks(BACKLOG_LOW, BACKLOG)
         .serve(move |conn| Session::new(conn, loops.clone()))?;
     server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
-    println!("listening on {}", server.local_addr());
+    common::announce(format_args!("listening on {}", server.local_addr()))?;
     event_loop.run()
 }
 

@@ -5,7 +5,8 @@
 #![allow(dead_code)]
 
 use std::cell::RefCell;
-use std::io::{self, Write};
+use std::fmt::{self, Display};
+use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::str::FromStr;
@@ -42,20 +43,70 @@ pub(crate) fn run(help: &str, program: impl FnOnce(Arguments) -> Result<(), Stop
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     match program(Arguments(lexopt::Parser::from_env())) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Stop::Help) => {
-            // Whoever reads it may have seen enough.
-            let _ = writeln!(io::stdout(), "{help}");
-            ExitCode::SUCCESS
-        }
+        Err(Stop::Help) => announce(help).map_or_else(failed, |()| ExitCode::SUCCESS),
         Err(Stop::Usage(e)) => {
-            eprintln!("{NAME}: {e} (see --help)");
+            complain(format_args!("{e} (see --help)"));
             ExitCode::from(2)
         }
-        Err(Stop::Failed(e)) => {
-            eprintln!("{NAME}: {e}");
-            ExitCode::FAILURE
-        }
+        Err(Stop::Failed(e)) => failed(e),
     }
+}
+
+fn failed(e: io::Error) -> ExitCode {
+    if is_unread(&e) {
+        return ExitCode::SUCCESS;
+    }
+    complain(&e);
+    ExitCode::FAILURE
+}
+
+fn complain(why: impl Display) {
+    remark(format_args!("{NAME}: {why}"));
+}
+
+/// Writes a line to standard error, which is for people and no part of what the program puts out.
+pub(crate) fn remark(line: impl Display) {
+    // There is nobody else to tell.
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Prints a line of what the program is there to print.
+///
+/// # Errors
+/// What writing says. That nobody reads, as after `| head -1`, is one, too, with which the program
+/// ends well: [`run`] can tell it from that of a peer who is gone.
+pub(crate) fn print(line: impl Display) -> io::Result<()> {
+    writeln!(io::stdout(), "{line}").map_err(|e| match e.kind() {
+        kind @ ErrorKind::BrokenPipe => io::Error::new(kind, Unread),
+        kind => io::Error::new(kind, format!("writing to standard output: {e}")),
+    })
+}
+
+/// Prints a line for whoever reads; if nobody does, the program goes on all the same.
+///
+/// # Errors
+/// Anything else that writing says.
+pub(crate) fn announce(line: impl Display) -> io::Result<()> {
+    match print(line) {
+        Err(e) if is_unread(&e) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Nobody reads standard output any more.
+#[derive(Debug)]
+struct Unread;
+
+impl Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nobody reads standard output any more")
+    }
+}
+
+impl std::error::Error for Unread {}
+
+fn is_unread(e: &io::Error) -> bool {
+    e.get_ref().is_some_and(|e| e.is::<Unread>())
 }
 
 /// Runs a server that takes `--listen`, `--threads` and `--poller` and nothing else: `serve` says
@@ -80,7 +131,7 @@ pub(crate) fn run_server(
         let event_loop = event_loop.build()?;
         let server = serve(Server::bind(&event_loop, listen)?.threads(threads))?;
         server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
-        println!("listening on {}", server.local_addr());
+        announce(format_args!("listening on {}", server.local_addr()))?;
         Ok(event_loop.run()?)
     })
 }
@@ -88,12 +139,12 @@ pub(crate) fn run_server(
 /// The end of a program that is the client of one connection: it ends with that, and fails if that
 /// was not to end.
 #[derive(Clone, Default)]
-pub(crate) struct Ending(Rc<RefCell<Option<String>>>);
+pub(crate) struct Ending(Rc<RefCell<Option<io::Error>>>);
 
 impl Ending {
     /// What `on_connect_failed` calls.
     pub(crate) fn not_connected(&self, event_loop: &EventLoop, failure: &ConnectFailure) {
-        self.fails(event_loop, failure.to_string());
+        self.fails(event_loop, io::Error::other(failure.to_string()));
     }
 
     /// What `on_close` calls.
@@ -106,12 +157,14 @@ impl Ending {
     pub(crate) fn note(&self, what: &str, reason: &CloseReason) {
         use CloseReason::{Closed, LoopEnded, Stopped};
         if !reason.is_clean() && !matches!(reason, Closed | LoopEnded | Stopped) {
-            self.0.borrow_mut().get_or_insert_with(|| format!("{what}: {reason}"));
+            self.0
+                .borrow_mut()
+                .get_or_insert_with(|| io::Error::other(format!("{what}: {reason}")));
         }
     }
 
     /// The first reason is the one that is told.
-    pub(crate) fn fails(&self, event_loop: &EventLoop, why: String) {
+    pub(crate) fn fails(&self, event_loop: &EventLoop, why: io::Error) {
         self.0.borrow_mut().get_or_insert(why);
         event_loop.quit();
     }
@@ -124,7 +177,7 @@ impl Ending {
     }
 
     pub(crate) fn outcome(&self) -> io::Result<()> {
-        self.0.take().map_or(Ok(()), |why| Err(io::Error::other(why)))
+        self.0.take().map_or(Ok(()), Err)
     }
 }
 

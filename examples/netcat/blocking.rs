@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::Peer;
 use crate::stdio::Stdio;
+use crate::{Peer, common};
 
 /// What one of the threads has to tell.
 enum Told {
@@ -74,7 +74,7 @@ fn connect(peer: &Peer) -> io::Result<TcpStream> {
         Peer::Awaited(address) => {
             let listener = TcpListener::bind(address)
                 .map_err(|e| io::Error::new(e.kind(), format!("listening on {address}: {e}")))?;
-            eprintln!("listening on {}", listener.local_addr()?);
+            common::remark(format_args!("listening on {}", listener.local_addr()?));
             Ok(listener.accept()?.0)
         }
     }

@@ -19,7 +19,7 @@ use std::time::Duration;
 use ruduo::{Buffer, CloseReason, Connection, EventLoop, Handler, TcpClient, TcpServer};
 
 use crate::Peer;
-use crate::common::Ending;
+use crate::common::{self, Ending};
 use crate::stdio::{Input, Output, Stdio};
 
 /// As long as its user likes.
@@ -47,7 +47,7 @@ pub(crate) fn run(peer: Peer, stdio: Stdio) -> io::Result<()> {
                 .linger(PATIENCE)
                 .serve(Session::new)?;
             server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
-            eprintln!("listening on {}", server.local_addr());
+            common::remark(format_args!("listening on {}", server.local_addr()));
             event_loop.run()?;
             ending.outcome()
         }

@@ -180,7 +180,8 @@ impl Input {
     /// The peer must not take what it has for the whole.
     fn fail(&self, event_loop: &EventLoop, e: &io::Error) {
         self.end(event_loop);
-        self.ending.fails(event_loop, format!("reading standard input: {e}"));
+        let why = io::Error::new(e.kind(), format!("reading standard input: {e}"));
+        self.ending.fails(event_loop, why);
         let _ = self.connection.reset();
     }
 }
@@ -317,7 +318,8 @@ impl Output {
         if e.kind() == ErrorKind::BrokenPipe {
             let _ = self.connection.close();
         } else {
-            self.ending.fails(event_loop, format!("writing to standard output: {e}"));
+            let why = io::Error::new(e.kind(), format!("writing to standard output: {e}"));
+            self.ending.fails(event_loop, why);
             let _ = self.connection.reset();
         }
         self.check_written(event_loop);

@@ -66,12 +66,12 @@ fn main() -> ExitCode {
             None if udp => {
                 let sockets = udp::serve(&event_loop, listen.into(), threads)?;
                 sockets.stop_on_signals(&event_loop, grace)?;
-                println!("listening on {}", sockets.local_addr());
+                common::announce(format_args!("listening on {}", sockets.local_addr()))?;
             }
             None => {
                 let server = tcp::serve(&event_loop, listen.into(), threads)?;
                 server.stop_on_signals(&event_loop, grace)?;
-                println!("listening on {}", server.local_addr());
+                common::announce(format_args!("listening on {}", server.local_addr()))?;
             }
         }
         Ok(event_loop.run()?)

@@ -1,9 +1,10 @@
 //! The client's account: what it has asked, what has been answered, and what follows from that.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
+use crate::common::print;
 use crate::message::{LEN, Message, now};
 
 /// How long an answer may take.
@@ -70,7 +71,7 @@ impl Questions {
         if self.quickest.is_none_or(|quickest| round_trip < quickest.round_trip) {
             self.quickest = Some(sample);
         }
-        writeln!(io::stdout(), "round trip {round_trip} us, clock offset {offset} us")?;
+        print(format_args!("round trip {round_trip} us, clock offset {offset} us"))?;
         Ok(true)
     }
 
@@ -79,7 +80,7 @@ impl Questions {
         self.left == Some(0) && self.answered == self.asked
     }
 
-    /// The last line. An error if there was no answer at all, but none if nobody reads it.
+    /// The last line. An error if there was no answer at all.
     pub(crate) fn sum_up(&self) -> io::Result<()> {
         let Questions { asked, answered, .. } = self;
         let Some(Sample { round_trip, offset }) = self.quickest else {
@@ -90,14 +91,9 @@ impl Questions {
                 Err(io::Error::new(ErrorKind::TimedOut, why))
             };
         };
-        let outcome = writeln!(
-            io::stdout(),
+        print(format_args!(
             "{asked} asked, {answered} answered; the quickest in {round_trip} us: clock offset \
              {offset} us"
-        );
-        match outcome {
-            Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e),
-            _ => Ok(()),
-        }
+        ))
     }
 }

@@ -77,7 +77,7 @@ fn serve(ip: IpAddr, base_port: u16, threads: usize) -> io::Result<()> {
     for (name, server) in services {
         server.stop_on_signals(&event_loop, Duration::from_secs(5))?;
         log::info!("{name} on {}", server.local_addr());
-        println!("listening on {}", server.local_addr());
+        common::announce(format_args!("listening on {}", server.local_addr()))?;
     }
     event_loop.run()
 }

@@ -68,17 +68,25 @@ impl Program {
     }
 
     pub fn spawn(command: &mut Command) -> Program {
+        Program::with_stdout(command, Stdio::piped())
+    }
+
+    /// Starts one whose standard output nobody reads: `.. | true`.
+    pub fn unread(command: &mut Command) -> Program {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        Program::with_stdout(command, writer.into())
+    }
+
+    fn with_stdout(command: &mut Command, stdout: Stdio) -> Program {
         #[cfg(target_os = "linux")]
         die_with_us(command);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
         let (send, lines) = mpsc::channel();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        thread::spawn(move || stdout.lines().try_for_each(|line| send.send(line.unwrap())));
+        if let Some(stdout) = child.stdout.take().map(BufReader::new) {
+            thread::spawn(move || stdout.lines().try_for_each(|line| send.send(line.unwrap())));
+        }
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let log = Arc::new(Mutex::new(String::new()));
         let log_reader = {
@@ -129,6 +137,16 @@ impl Program {
 
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap();
+    }
+
+    /// Whether a handler of its own waits for the signal.
+    pub fn catches(&self, signal: Signal) -> bool {
+        // proc(5): bit 0 is signal 1.
+        let status = proc::read(&format!("{}/status", self.pid()));
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        // It has none when it has ended.
+        let caught = caught.map_or(0, |mask| u64::from_str_radix(mask.trim(), 16).unwrap());
+        caught & (1 << (signal as u32 - 1)) != 0
     }
 
     pub fn is_running(&mut self) -> bool {
