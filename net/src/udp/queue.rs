@@ -59,6 +59,8 @@ pub(super) struct Queue {
     store: Store,
     /// How much at the beginning of the store has left.
     gone: Gone,
+    /// How much memory those take that wait: bytes, names, and what tells them apart.
+    weight: usize,
     limit: usize,
     when_full: WhenFull,
 }
@@ -78,7 +80,7 @@ pub(super) struct Dropped {
 
 impl Queue {
     pub(super) fn new(limit: usize, when_full: WhenFull) -> Queue {
-        Queue { store: Store::default(), gone: Gone::default(), limit, when_full }
+        Queue { store: Store::default(), gone: Gone::default(), weight: 0, limit, when_full }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -90,9 +92,8 @@ impl Queue {
         self.store.entries.len() - self.gone.entries
     }
 
-    /// How much memory they take: bytes, names, and what tells them apart.
     pub(super) fn weight(&self) -> usize {
-        self.store.bytes.len() - self.gone.bytes + self.len() * ENTRY
+        self.weight
     }
 
     pub(super) fn limit(&self) -> usize {
@@ -100,24 +101,38 @@ impl Queue {
     }
 
     /// Takes a datagram in, or does what is to be done without room.
+    #[inline]
     pub(super) fn offer(&mut self, name: &[u8], source: &[u8], bytes: &[u8]) -> Dropped {
-        let mut dropped = Dropped::default();
         let need = name.len() + source.len() + bytes.len() + ENTRY;
+        let dropped = match self.has_room(need, self.limit) {
+            true => Dropped::default(),
+            false => self.drop_some(need),
+        };
+        if dropped.newest == 0 {
+            self.push(name, source, bytes);
+        }
+        dropped
+    }
+
+    fn has_room(&self, need: usize, limit: usize) -> bool {
+        self.weight.saturating_add(need) <= limit
+    }
+
+    /// What is to go, for want of room.
+    #[cold]
+    fn drop_some(&mut self, need: usize) -> Dropped {
+        let mut dropped = Dropped::default();
         let limit = match self.when_full {
             WhenFull::PauseReading => self.limit.saturating_mul(2),
             _ => self.limit,
         };
         if self.when_full == WhenFull::DropOldest && need <= limit {
-            while self.weight() + need > limit {
+            while !self.has_room(need, limit) {
                 self.pop(1);
                 dropped.oldest += 1;
             }
         }
-        if self.weight().saturating_add(need) > limit {
-            dropped.newest += 1;
-        } else {
-            self.push(name, source, bytes);
-        }
+        dropped.newest = usize::from(!self.has_room(need, limit));
         dropped
     }
 
@@ -133,6 +148,7 @@ impl Queue {
         }
         all.extend_from_slice(bytes);
         entries.push(entry);
+        self.weight += entry.len() + ENTRY;
     }
 
     /// The one that leaves next.
@@ -146,6 +162,7 @@ impl Queue {
         for entry in self.store.entries[self.gone.entries..].iter().take(count) {
             self.gone.entries += 1;
             self.gone.bytes += entry.len();
+            self.weight -= entry.len() + ENTRY;
             sum += entry.bytes;
         }
         if self.is_empty() {
