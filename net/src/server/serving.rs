@@ -182,8 +182,9 @@ impl Drop for Ticket {
 /// What is done with those who come in at one listener.
 struct Entrance {
     shared: Arc<Shared>,
-    /// The loop that accepts.
+    /// The loop that accepts, and its servers.
     here: LoopHandle,
+    servers: Rc<Servers>,
     /// Where connections go; if it is `None`, they stay here.
     pool: Option<LoopPool>,
     farewell: Option<Farewell>,
@@ -193,7 +194,8 @@ impl Entrance {
     fn new(event_loop: &EventLoop, shared: &Arc<Shared>, pool: Option<LoopPool>) -> Rc<Entrance> {
         let message = shared.admission.bounds.message.clone();
         let farewell = message.map(|message| Farewell::new(event_loop, message));
-        Rc::new(Entrance { shared: shared.clone(), here: event_loop.handle(), pool, farewell })
+        let (here, servers) = (event_loop.handle(), event_loop.local());
+        Rc::new(Entrance { shared: shared.clone(), here, servers, pool, farewell })
     }
 }
 
@@ -227,10 +229,12 @@ impl Acceptance for Entrance {
         };
         ticket.send_to(chosen);
         if *chosen == self.here {
-            adopt(event_loop, ticket, socket, peer);
+            adopt(event_loop, &self.servers, ticket, socket, peer);
         } else {
             // A refused task is dropped, and with it the socket and the ticket.
-            let _ = chosen.post(move |event_loop| adopt(event_loop, ticket, socket, peer));
+            let _ = chosen.post(move |event_loop| {
+                adopt(event_loop, &event_loop.local(), ticket, socket, peer);
+            });
         }
     }
 
@@ -244,8 +248,14 @@ impl Acceptance for Entrance {
 }
 
 /// On the chosen loop: makes the connection.
-fn adopt(event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: Address) {
-    if let Some(server) = event_loop.local::<Servers>().serving.get(ticket.shared.id) {
+fn adopt(
+    event_loop: &EventLoop,
+    servers: &Servers,
+    ticket: Ticket,
+    socket: OwnedFd,
+    peer: Address,
+) {
+    if let Some(server) = servers.serving.get(ticket.shared.id) {
         server.adopt(event_loop, ticket, socket, peer);
     } else {
         if ticket.shared.lost.load(Ordering::Relaxed) == 0 {
