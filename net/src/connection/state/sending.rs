@@ -14,18 +14,18 @@ impl State {
         limits: &Limits,
         lender: &Lender,
     ) -> Result<(), SendError> {
-        let error = if self.is(Status::NO_SEND) {
-            Some(SendError::Closed)
-        } else {
-            let weight = self.with_output(|output| output.weight_with(&outgoing));
-            (weight > limits.output).then_some(SendError::Full)
-        };
-        if let Some(error) = error {
+        if self.is(Status::NO_SEND) {
             outgoing.discard();
-            return Err(error);
+            return Err(SendError::Closed);
         }
-        self.with_output(|output| output.push(outgoing, lender));
-        Ok(())
+        self.with_output(|output| {
+            if output.weight_with(&outgoing) > limits.output {
+                outgoing.discard();
+                return Err(SendError::Full);
+            }
+            output.push(outgoing, lender);
+            Ok(())
+        })
     }
 
     /// The short way: queues a buffer as it is, in an event in which nothing is unusual. False if
@@ -48,7 +48,8 @@ impl State {
         status.set(Status::PENDING, !output.is_empty());
         status.set(Status::SEVERAL, !output.is_single());
         self.status.set(status);
-        self.frozen.set(output.frozen);
+        // As in `put_single`.
+        std::mem::forget(self.frozen.replace(output.frozen));
         self.put_single(output.tail);
         result
     }
