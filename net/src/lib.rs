@@ -47,7 +47,7 @@ pub use metrics::{ClosedCounts, RefusedCounts, ServerMetrics, StopReport};
 pub use registry::ConnectionId;
 pub use relay::Relay;
 pub use ruduo_reactor::sys::address::{Address, ParseAddressError, UnixAddress};
-pub use ruduo_reactor::sys::multicast::Interface;
+pub use ruduo_reactor::sys::datagram_options::Interface;
 pub use server::{
     Server, ServerHandle, TcpListenerBuilder, TcpServer, UnixListenerBuilder, UnixServer,
 };

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::{setsockopt, sockopt};
-use ruduo_reactor::sys::multicast::{self, Family, Interface};
+use ruduo_reactor::sys::datagram_options::{self, Family, Interface};
 use ruduo_reactor::sys::socket;
 
 use crate::listener::SocketFile;
@@ -64,12 +64,12 @@ impl Bound {
     }
 
     pub(super) fn join(&self, group: IpAddr, interface: &Interface) -> io::Result<()> {
-        multicast::join(self.as_fd(), group, interface)
+        datagram_options::join(self.as_fd(), group, interface)
             .map_err(|e| about_group("joining", group, interface, &e))
     }
 
     pub(super) fn leave(&self, group: IpAddr, interface: &Interface) -> io::Result<()> {
-        multicast::leave(self.as_fd(), group, interface)
+        datagram_options::leave(self.as_fd(), group, interface)
             .map_err(|e| about_group("leaving", group, interface, &e))
     }
 }
@@ -187,12 +187,12 @@ impl Options {
             socket::connect(fd.as_fd(), target)?;
         }
         let local = socket::local_address(fd.as_fd())?;
-        let gro = self.gro && wished("UDP_GRO", multicast::set_gro(fd.as_fd()));
-        let gso = self.gso && multicast::knows_gso(fd.as_fd());
+        let gro = self.gro && wished("UDP_GRO", datagram_options::set_gro(fd.as_fd()));
+        let gso = self.gso && datagram_options::knows_gso(fd.as_fd());
         // Elsewhere there is but one address that an answer can leave from.
         let tells_where_to = match family {
             Some(family) if local.ip().is_some_and(|ip| ip.is_unspecified()) => {
-                let outcome = multicast::set_tells_where_to(fd.as_fd(), family);
+                let outcome = datagram_options::set_tells_where_to(fd.as_fd(), family);
                 wished("knowing where datagrams are sent to", outcome)
             }
             _ => false,
@@ -227,24 +227,24 @@ impl Options {
             setsockopt(fd, sockopt::Broadcast, &true)?;
         }
         let fd = fd.as_fd();
-        multicast::set_own_groups_only(fd, family);
+        datagram_options::set_own_groups_only(fd, family);
         if let Some(ttl) = self.ttl {
-            multicast::set_ttl(fd, family, ttl)?;
+            datagram_options::set_ttl(fd, family, ttl)?;
         }
         if let Some(ttl) = self.multicast_ttl {
-            multicast::set_multicast_ttl(fd, family, ttl)?;
+            datagram_options::set_multicast_ttl(fd, family, ttl)?;
         }
         if let Some(on) = self.multicast_loop {
-            multicast::set_multicast_loop(fd, family, on)?;
+            datagram_options::set_multicast_loop(fd, family, on)?;
         }
         if let Some(interface) = &self.multicast_interface {
-            multicast::set_multicast_interface(fd, family, interface).map_err(|e| {
+            datagram_options::set_multicast_interface(fd, family, interface).map_err(|e| {
                 let why = format!("sending to groups by interface {interface}: {e}");
                 io::Error::new(e.kind(), why)
             })?;
         }
         if self.timestamps {
-            multicast::set_timestamps(fd)?;
+            datagram_options::set_timestamps(fd)?;
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ pub mod address;
 pub(crate) mod control;
 pub(crate) mod current;
 pub mod datagram;
+pub mod datagram_options;
 #[cfg(target_os = "linux")]
 pub(crate) mod epoll;
 pub(crate) mod fork;
@@ -19,7 +20,6 @@ pub(crate) mod kqueue;
 #[cfg(all(kqueue, kqueue_model))]
 pub(crate) mod kqueue_model;
 pub(crate) mod memory;
-pub mod multicast;
 pub(crate) mod poll;
 pub mod sendfile;
 pub(crate) mod signal;

@@ -18,7 +18,7 @@ use super::check;
 /// An interface of this machine, for multicast.
 ///
 /// ```
-/// use ruduo_reactor::sys::multicast::Interface;
+/// use ruduo_reactor::sys::datagram_options::Interface;
 /// use std::net::Ipv4Addr;
 ///
 /// assert_eq!(Interface::from("eth0"), Interface::Name("eth0".to_owned()));
