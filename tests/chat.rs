@@ -15,8 +15,7 @@ use std::process::Command;
 use std::rc::Rc;
 
 use common::program::{Program, binary};
-use common::{connect, read_n, read_to_end, within};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use common::{allow_descriptors, connect, read_n, read_to_end, within};
 use nix::sys::signal::Signal;
 use protocol::{EVENTS, Event, TEXTS};
 use ruduo::{
@@ -122,14 +121,11 @@ fn everybody_hears_everything(members: usize, threads: &str, speakers: usize, me
 #[test]
 fn a_thousand_members_on_four_loops_hear_every_message_once_and_in_order() {
     // This process and the room have a descriptor for each.
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    if hard < 1100 {
-        return alone!().skip("a process may have too few descriptors");
+    let test = alone!();
+    if !allow_descriptors(1_100) {
+        return test.skip("1,100 descriptors are more than are allowed here");
     }
-    alone!().run(|| {
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-        everybody_hears_everything(1000, "4", 50, 20);
-    });
+    test.run(|| everybody_hears_everything(1000, "4", 50, 20));
 }
 
 #[test]

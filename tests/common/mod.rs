@@ -244,8 +244,13 @@ pub fn allow_descriptors(enough: u64) -> bool {
 
     // FreeBSD counts in signed numbers.
     let enough = enough as rlim_t;
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    soft >= enough || setrlimit(Resource::RLIMIT_NOFILE, enough, hard.max(enough)).is_ok()
+    let is_allowed = || getrlimit(Resource::RLIMIT_NOFILE).unwrap().0 >= enough;
+    if !is_allowed() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        // What is refused, or cut to what the system has at most, is seen then.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, enough, hard.max(enough));
+    }
+    is_allowed()
 }
 
 /// Waits for a condition that nobody announces (the kernel's, for example). Yields between looks;
