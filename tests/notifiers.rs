@@ -18,6 +18,8 @@ use bare_loop::{
     turns_in_a_while,
 };
 use common::{DEADLINE, within};
+#[cfg(kqueue_model)]
+use ruduo::PollerKind;
 use ruduo::{
     Channel, Event, EventLoop, Events, Interest, LoopThread, Mode, Notifier, NotifierKind, Poller,
     Ready, Token,
@@ -57,6 +59,32 @@ fn a_notifier_ends_the_wait_in_progress() {
         }
     };
     each_poller!().run(|| each_kind(check));
+}
+
+/// OpenBSD and NetBSD got EVFILT_USER late.
+#[cfg(kqueue_model)]
+#[test]
+fn where_kqueue_has_no_user_events_a_pipe_wakes_the_loop() {
+    let test = alone!().on_poller(PollerKind::Kqueue).env("RUDUO_KQUEUE_MODEL", "old");
+    test.run(|| {
+        let poller = Poller::new().unwrap();
+        assert_eq!(poller.notifier_kinds(), [NotifierKind::Pipe, NotifierKind::SocketPair]);
+        let refused = poller.notifier_with_kind(Token(9), NotifierKind::UserEvent).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::Unsupported);
+        let notifier = poller.notifier(Token(9)).unwrap();
+        for _ in 0..3 {
+            notifier.notify().unwrap();
+            assert_eq!(ready(&poller, DEADLINE), READABLE);
+            notifier.acknowledge();
+            assert_eq!(ready_now(&poller), []);
+        }
+        poller.delete(&notifier).unwrap();
+
+        let other = LoopThread::spawn("woken", EventLoop::builder(), |_| Ok(())).unwrap();
+        let (done, is_done) = mpsc::channel();
+        other.handle().post(move |_| done.send(()).unwrap()).unwrap();
+        within(&is_done);
+    });
 }
 
 #[test]

@@ -17,9 +17,10 @@
 //! the flags that it had, and so its mode.
 //!
 //! **Ends** are of directions, too. EOF of the read filter is the end of the peer's stream, EOF of
-//! the write filter that of ours, and a hang-up is both. Who asks for one direction is told of its
-//! end by being ready, and of a hang-up by what the read or write returns; who asks for nothing has
-//! both filters, so that a hang-up is noticed.
+//! the write filter that of ours, and a hang-up is both. What is no socket has no half-close, and
+//! perhaps a filter for one direction only: there an end of either is a hang-up. Who asks for one
+//! direction is told of its end by being ready, and of a socket's hang-up by what the read or write
+//! returns; who asks for nothing has both filters, so that a hang-up is noticed.
 //!
 //! **One-shot** filters are removed by the kernel as they fire. The other filter of the descriptor
 //! is of the same shot, and is removed once the batch is read.
@@ -33,8 +34,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
+use nix::sys::stat::SFlag;
+
 use super::{
-    Backend, Interest, Mode, Notifier, NotifierKind, RawEvent, Ready, raw_event, refuse_files,
+    Backend, Interest, Mode, Notifier, NotifierKind, RawEvent, Ready, is_watched, not_watched,
+    raw_event, refuse_files,
 };
 use crate::sys::kqueue::{Filter, Kevent, Queue, Repeat, Told};
 use crate::token::Token;
@@ -65,8 +69,7 @@ struct Entry {
     token: Token,
     interest: Interest,
     mode: Mode,
-    /// Whether it is a notifier made of EVFILT_USER, which is a number and has no directions.
-    is_user: bool,
+    kind: Kind,
     /// The directions that the kernel has filters for.
     filters: Interest,
     /// The directions that have ended.
@@ -76,6 +79,16 @@ struct Entry {
     /// The batch that has an event of it, and the place there.
     batch: u64,
     place: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// One of its directions can end, and the other go on.
+    Socket,
+    /// A pipe, a terminal and the like.
+    Other,
+    /// A notifier made of EVFILT_USER, which is a number and has no directions.
+    User,
 }
 
 /// What a kernel says when it is to watch a pipe whose other end is closed.
@@ -103,8 +116,8 @@ impl Backend for Kqueue {
         interest: Interest,
         mode: Mode,
     ) -> io::Result<()> {
-        refuse_files(fd)?;
-        let entry = Entry::new(token, interest, mode, false);
+        let kind = if refuse_files(fd)? == SFlag::S_IFSOCK { Kind::Socket } else { Kind::Other };
+        let entry = Entry::new(token, interest, mode, kind);
         self.table.borrow_mut().add(&self.queue, fd.as_raw_fd(), entry)
     }
 
@@ -138,13 +151,13 @@ impl Backend for Kqueue {
     }
 
     fn notifier(&self, token: Token, kind: NotifierKind) -> io::Result<Notifier> {
-        let is_user = kind == NotifierKind::UserEvent;
-        let notifier = if is_user {
-            Notifier::of_kqueue(token, self.queue.duplicate()?)
-        } else {
-            Notifier::new(token, kind, false)?
-        };
-        let entry = Entry::new(token, Interest::READ, notifier.mode(), is_user);
+        if kind != NotifierKind::UserEvent {
+            let notifier = Notifier::new(token, kind, false)?;
+            self.add(notifier.as_fd(), token, Interest::READ, notifier.mode())?;
+            return Ok(notifier);
+        }
+        let notifier = Notifier::of_kqueue(token, self.queue.duplicate()?);
+        let entry = Entry::new(token, Interest::READ, notifier.mode(), Kind::User);
         self.table.borrow_mut().add(&self.queue, notifier.as_fd().as_raw_fd(), entry)?;
         Ok(notifier)
     }
@@ -153,9 +166,7 @@ impl Backend for Kqueue {
 impl Table {
     fn entry(&mut self, fd: RawFd) -> io::Result<&mut Entry> {
         let entry = self.entries.get_mut(fd as usize).and_then(Option::as_mut);
-        entry.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotFound, format!("descriptor {fd} is not watched"))
-        })
+        entry.ok_or_else(|| not_watched(fd))
     }
 
     fn add(&mut self, queue: &Queue, fd: RawFd, entry: Entry) -> io::Result<()> {
@@ -164,13 +175,12 @@ impl Table {
             self.entries.resize(index + 1, None);
         }
         if self.entries[index].is_some() {
-            let why = format!("descriptor {fd} is watched already, or was closed while it was");
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+            return Err(is_watched(fd));
         }
         self.entries[index] = Some(entry);
-        let added = match entry.is_user {
-            true => queue.change_all(&[Kevent::add(fd, Filter::User, Repeat::Clear)]),
-            false => self.watch(queue, fd),
+        let added = match entry.kind {
+            Kind::User => queue.change_all(&[Kevent::add(fd, Filter::User, Repeat::Clear)]),
+            _ => self.watch(queue, fd),
         };
         added.inspect_err(|_| self.entries[index] = None)
     }
@@ -182,9 +192,9 @@ impl Table {
         self.entries[fd as usize] = None;
         self.again.retain(|other| *other != fd);
         let mut changes = Vec::with_capacity(2);
-        match entry.is_user {
-            true => changes.push(Kevent::delete(fd, Filter::User)),
-            false => entry.removals(fd, &mut changes),
+        match entry.kind {
+            Kind::User => changes.push(Kevent::delete(fd, Filter::User)),
+            _ => entry.removals(fd, &mut changes),
         }
         queue.change(&changes, |_, _| {})
     }
@@ -194,7 +204,7 @@ impl Table {
     fn watch(&mut self, queue: &Queue, fd: RawFd) -> io::Result<()> {
         self.again.retain(|other| *other != fd);
         let entry = self.entry(fd)?;
-        if entry.is_user {
+        if entry.kind == Kind::User {
             // It has but one filter. What came before is reported again.
             return queue.change_all(&[Kevent::trigger(fd)]);
         }
@@ -218,11 +228,13 @@ impl Table {
             entry.filters -= direction;
             match error.raw_os_error() {
                 Some(BROKEN_PIPE) => entry.ended |= direction,
-                // Not to be had, but not asked for either.
-                Some(libc::EINVAL) if entry.interest.is_empty() => {}
                 _ => outcome = Err(error),
             }
         })?;
+        if entry.interest.is_empty() && !(entry.filters | entry.ended).is_empty() {
+            // One of the two will do: neither was asked for, and not everything has both.
+            outcome = Ok(());
+        }
         if outcome.is_err() {
             let mut changes = Vec::with_capacity(2);
             entry.removals(fd, &mut changes);
@@ -241,13 +253,16 @@ impl Table {
         events: &mut Vec<RawEvent>,
         timeout: Option<Duration>,
     ) -> io::Result<()> {
+        self.batch += 1;
         let (timeout, reserved) = match self.again.len() {
             0 => (timeout, 0),
-            // Both sides have their turn, be the list ever so short.
-            n => (Some(Duration::ZERO), n.min(events.capacity() / 2)),
+            // Both sides have their turn, be the list ever so short: of one place every other time.
+            n => {
+                let half = (events.capacity() + usize::from(self.batch.is_multiple_of(2))) / 2;
+                (Some(Duration::ZERO), n.min(half))
+            }
         };
         queue.wait(&mut self.told, events.capacity() - reserved, timeout)?;
-        self.batch += 1;
         for index in 0..self.told.len() {
             self.note(self.told[index].told(), events);
         }
@@ -263,7 +278,7 @@ impl Table {
         entry.ended.set(direction, told.end);
         let mut ready = asked(entry.interest & direction);
         ready.set(Ready::ERROR, told.error);
-        ready.set(Ready::HANGUP, entry.ended == Interest::all());
+        ready.set(Ready::HANGUP, entry.has_hung_up());
         match (entry.mode, entry.interest.is_empty()) {
             // It has removed itself.
             (Mode::OneShot, false) => entry.filters -= direction,
@@ -322,7 +337,7 @@ impl Table {
             let entry = self.entry(fd)?;
             entry.removals(fd, &mut changes);
             entry.filters = Interest::NONE;
-            if entry.is_user {
+            if entry.kind == Kind::User {
                 // Its filter stays, and has nothing to tell.
                 entry.interest = Interest::NONE;
             }
@@ -333,10 +348,17 @@ impl Table {
 }
 
 impl Entry {
-    fn new(token: Token, interest: Interest, mode: Mode, is_user: bool) -> Entry {
+    fn new(token: Token, interest: Interest, mode: Mode, kind: Kind) -> Entry {
         let (filters, ended) = (Interest::NONE, Interest::NONE);
         let repeats = Ready::empty();
-        Entry { token, interest, mode, is_user, filters, ended, repeats, batch: 0, place: 0 }
+        Entry { token, interest, mode, kind, filters, ended, repeats, batch: 0, place: 0 }
+    }
+
+    fn has_hung_up(&self) -> bool {
+        match self.kind {
+            Kind::Socket => self.ended == Interest::all(),
+            _ => !self.ended.is_empty(),
+        }
     }
 
     /// The filters that it should have.

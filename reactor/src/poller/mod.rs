@@ -9,7 +9,8 @@
 //! 3. [`Ready::ERROR`] and [`Ready::HANGUP`] are reported whatever the interest is, also with an
 //!    empty one. A level-triggered registration repeats them for ever: see [`Interest::NONE`].
 //!    Where only one direction is waited for, a hang-up may be reported as mere readiness in that
-//!    direction: the read or write then tells the rest.
+//!    direction: the read or write then tells the rest. So may an error that ends nothing (a
+//!    datagram's was refused); kqueue does not report that to an empty interest.
 //! 4. Level: reported as long as the condition holds. Edge: reported when it begins; the caller
 //!    reads or writes until `WouldBlock`. One-shot: reported once, then silent until `modify`. In
 //!    every mode `add` and `modify` report what holds already.
@@ -35,7 +36,7 @@ mod poll;
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use bitflags::bitflags;
@@ -374,13 +375,24 @@ fn raw_event(token: Token, ready: Ready) -> RawEvent {
     RawEvent { events: u32::from(ready.bits()), u64: token.0 }
 }
 
+/// Why a descriptor is neither changed nor deleted, for the backends that keep the list themselves.
+fn not_watched(fd: RawFd) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("descriptor {fd} is not watched"))
+}
+
+/// Why it is not added.
+fn is_watched(fd: RawFd) -> io::Error {
+    let why = format!("descriptor {fd} is watched already, or was closed while it was");
+    io::Error::new(io::ErrorKind::AlreadyExists, why)
+}
+
 /// Refuses what rule 9 names, for the backends whose kernel does not: poll(2) and some kqueues call
-/// files ready at all times.
-fn refuse_files(fd: BorrowedFd<'_>) -> io::Result<()> {
+/// files ready at all times. Returns what kind of thing it is otherwise.
+fn refuse_files(fd: BorrowedFd<'_>) -> io::Result<SFlag> {
     let kind = SFlag::from_bits_truncate(fstat(fd)?.st_mode & SFlag::S_IFMT.bits());
     if [SFlag::S_IFREG, SFlag::S_IFDIR, SFlag::S_IFBLK].contains(&kind) {
         let why = "files and block devices are always ready and can't be watched";
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     }
-    Ok(())
+    Ok(kind)
 }

@@ -31,7 +31,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use super::{
-    Backend, Interest, Mode, Notifier, NotifierKind, RawEvent, Ready, raw_event, refuse_files,
+    Backend, Interest, Mode, Notifier, NotifierKind, RawEvent, Ready, is_watched, not_watched,
+    raw_event, refuse_files,
 };
 use crate::sys::poll;
 use crate::token::Token;
@@ -75,8 +76,7 @@ impl Backend for Poll {
         let fd = fd.as_raw_fd();
         let table = &mut *self.table.borrow_mut();
         if table.places.contains_key(&fd) {
-            let why = format!("descriptor {fd} is watched already, or was closed while it was");
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+            return Err(is_watched(fd));
         }
         table.places.insert(fd, table.list.len());
         table.list.push(entry(fd, interest));
@@ -132,9 +132,7 @@ impl Backend for Poll {
 
 impl Table {
     fn place(&self, fd: RawFd) -> io::Result<usize> {
-        self.places.get(&fd).copied().ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotFound, format!("descriptor {fd} is not watched"))
-        })
+        self.places.get(&fd).copied().ok_or_else(|| not_watched(fd))
     }
 
     /// The last entry moves to the place that becomes free.

@@ -54,8 +54,9 @@ pub(crate) enum Repeat {
     /// EV_ONESHOT: once, and is removed then.
     Once,
     /// As `Clear`, but of sockets only an end and an error: NOTE_LOWAT asks for more bytes than
-    /// there can be. macOS takes that for as many as a buffer holds, and pipes and terminals do not
-    /// know it, so other events come too, though no more often than something happens.
+    /// there can be. macOS takes that for as many as a buffer holds, and pipes, terminals and
+    /// listeners do not know it, so other events come too, though no more often than something
+    /// happens.
     End,
 }
 
@@ -84,8 +85,8 @@ impl Queue {
         // SAFETY: it has no preconditions.
         let fd = check(unsafe { kernel::kqueue() })?;
         let queue = Queue { fd, generation };
-        // Only NetBSD and FreeBSD 15 can be told at once; elsewhere an `exec` on another thread
-        // may come between, and is handed a descriptor that is of no use to it.
+        // Not all systems can be told at once, nor all versions of the others. So an `exec` on
+        // another thread may come between, and is handed a descriptor that is of no use to it.
         // SAFETY: fcntl takes no pointers here.
         check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })?;
         Ok(queue)
@@ -186,13 +187,7 @@ impl Queue {
     ) -> io::Result<()> {
         events.clear();
         events.reserve(room);
-        let timeout = timeout.map(|timeout| {
-            let timeout = timeout.min(LONGEST);
-            libc::timespec {
-                tv_sec: timeout.as_secs() as libc::time_t,
-                tv_nsec: timeout.subsec_nanos() as libc::c_long,
-            }
-        });
+        let timeout = timeout.map(timespec);
         let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
         let room = libc::c_int::try_from(room).unwrap_or(libc::c_int::MAX);
         // SAFETY: there are no changes; the list is valid for writing `room` events; the timeout is
@@ -310,6 +305,16 @@ pub(crate) struct Told {
     pub(crate) error: bool,
 }
 
+/// In whole microseconds, rounded up: some kernels count them, and would leave off the rest and be
+/// early.
+fn timespec(timeout: Duration) -> libc::timespec {
+    let micros = timeout.min(LONGEST).as_nanos().div_ceil(1_000);
+    libc::timespec {
+        tv_sec: (micros / 1_000_000) as libc::time_t,
+        tv_nsec: (micros % 1_000_000 * 1_000) as libc::c_long,
+    }
+}
+
 /// A second number for a kqueue, which is not handed on to another program.
 ///
 /// # Safety
@@ -350,6 +355,57 @@ mod tests {
         let mut events = Vec::new();
         queue.wait(&mut events, 8, Some(Duration::ZERO)).unwrap();
         events.iter().map(Kevent::told).collect()
+    }
+
+    #[test]
+    fn timeouts_are_rounded_up_to_microseconds_and_clamped_to_a_day() {
+        let day = (86_400, 0);
+        for (timeout, expected) in [
+            (Duration::ZERO, (0, 0)),
+            (Duration::from_nanos(1), (0, 1_000)),
+            (Duration::from_micros(7), (0, 7_000)),
+            (Duration::from_nanos(7_001), (0, 8_000)),
+            (Duration::new(3, 999_999_001), (4, 0)),
+            (LONGEST, day),
+            (LONGEST + Duration::from_nanos(1), day),
+            (Duration::MAX, day),
+        ] {
+            let libc::timespec { tv_sec, tv_nsec, .. } = timespec(timeout);
+            assert_eq!((tv_sec, tv_nsec), expected, "{timeout:?}");
+        }
+    }
+
+    #[test]
+    fn an_event_tells_of_an_end_and_of_an_error() {
+        let told = |flags, fflags| {
+            let mut event = Kevent::new(7, Filter::Write, 0);
+            (event.0.flags, event.0.fflags) = (flags, fflags);
+            let Told { fd, filter, end, error } = event.told();
+            assert_eq!((fd, filter), (7, Filter::Write));
+            (end, error)
+        };
+        assert_eq!(told(kernel::EV_CLEAR, 0), (false, false));
+        assert_eq!(told(kernel::EV_EOF, 0), (true, false));
+        assert_eq!(told(kernel::EV_EOF, libc::ECONNRESET as u32), (true, true));
+        assert_eq!(told(kernel::EV_ERROR, 0), (false, true));
+        // Without an end they are the filter's own.
+        assert_eq!(told(kernel::EV_CLEAR, kernel::NOTE_LOWAT), (false, false));
+    }
+
+    /// More of them than one call takes.
+    #[test]
+    fn failures_are_told_by_the_place_of_the_change() {
+        let queue = Queue::new().unwrap();
+        let (near, _far) = UnixStream::pair().unwrap();
+        let mut changes = vec![Kevent::add(near.as_raw_fd(), Filter::Write, Repeat::Level); 40];
+        for place in [3, 16, 39] {
+            changes[place] = Kevent::add(-1, Filter::Read, Repeat::Level);
+        }
+        let mut places = Vec::new();
+        queue.change(&changes, |place, _| places.push(place)).unwrap();
+        assert_eq!(places, [3, 16, 39]);
+        assert_eq!(queue.change_all(&changes).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        queue.change_all(&changes[..3]).unwrap();
     }
 
     /// Both ways of handing over changes do the same, and neither swallows an event.

@@ -26,7 +26,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
     EV_ADD, EV_CLEAR, EV_DELETE, EV_DISABLE, EV_DISPATCH, EV_ENABLE, EV_EOF, EV_ONESHOT,
-    EVFILT_READ, EVFILT_USER, EVFILT_WRITE, NOTE_LOWAT, NOTE_TRIGGER, kevent,
+    EVFILT_READ, EVFILT_USER, EVFILT_WRITE, NOTE_LOWAT, NOTE_TRIGGER, is_kqueue, kevent,
 };
 use crate::sys::{check, poll};
 
@@ -92,7 +92,7 @@ impl Knotes {
                 check(unsafe { libc::fcntl(change.ident as RawFd, libc::F_GETFD) })?;
                 self.forget_if_closed(kq, key);
             }
-            EVFILT_USER => {}
+            EVFILT_USER if !super::is_old() => {}
             _ => return Err(Errno::EINVAL.into()),
         }
         let is_there = self.known.contains_key(&key);
@@ -168,6 +168,9 @@ impl Knotes {
 
     fn add(&mut self, kq: RawFd, key: Key, change: &kevent) -> io::Result<()> {
         if key.1 != EVFILT_USER {
+            if key.1 == EVFILT_WRITE && is_kqueue(key.0 as RawFd) {
+                return Err(Errno::EINVAL.into());
+            }
             if key.1 == EVFILT_WRITE && is_pipe(key.0 as RawFd)? {
                 let state = look(key.0 as RawFd, libc::POLLOUT)?;
                 if state & (libc::POLLERR | libc::POLLHUP) != 0 {
@@ -257,6 +260,9 @@ impl Knote {
     fn holds(&self, (ident, filter): Key) -> io::Result<Option<Holds>> {
         let fd = ident as RawFd;
         let low_water = (self.fflags & NOTE_LOWAT != 0).then_some(self.data);
+        if filter != EVFILT_USER && is_wrong_end(fd, filter)? {
+            return Ok(None);
+        }
         match filter {
             EVFILT_READ => reading(fd, low_water),
             EVFILT_WRITE => writing(fd, low_water),
@@ -365,6 +371,18 @@ fn tcp_info(fd: RawFd) -> io::Result<libc::tcp_info> {
 
 fn is_socket(fd: RawFd) -> bool {
     option(fd, libc::SOL_SOCKET, libc::SO_TYPE).is_ok()
+}
+
+/// Whether a filter was asked of the end of a pipe that is for the other direction. FreeBSD takes it
+/// and tells nothing; other systems tell of the end.
+fn is_wrong_end(fd: RawFd, filter: i16) -> io::Result<bool> {
+    if !is_pipe(fd)? {
+        return Ok(false);
+    }
+    // SAFETY: fcntl takes no pointers here.
+    let mode = check(unsafe { libc::fcntl(fd, libc::F_GETFL) })? & libc::O_ACCMODE;
+    let other = if filter == EVFILT_READ { libc::O_WRONLY } else { libc::O_RDONLY };
+    Ok(mode == other)
 }
 
 fn is_pipe(fd: RawFd) -> io::Result<bool> {

@@ -21,7 +21,7 @@ use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 use std::{io, mem, thread};
 
@@ -121,6 +121,18 @@ pub(crate) unsafe fn close(fd: c_int) -> c_int {
     drop(NUMBERS.with(|numbers| numbers.remove(&fd)));
     // SAFETY: the caller owns it.
     unsafe { libc::close(fd) }
+}
+
+/// Whether it is to be as a kernel from before EVFILT_USER, which a test can ask for by the variable
+/// `RUDUO_KQUEUE_MODEL`.
+fn is_old() -> bool {
+    static IS_OLD: LazyLock<bool> =
+        LazyLock::new(|| std::env::var("RUDUO_KQUEUE_MODEL").is_ok_and(|wish| wish == "old"));
+    *IS_OLD
+}
+
+fn is_kqueue(fd: RawFd) -> bool {
+    NUMBERS.with(|numbers| numbers.contains_key(&fd))
 }
 
 fn returned(outcome: io::Result<c_int>) -> c_int {

@@ -278,6 +278,23 @@ fn pipes_end_and_refuse_to_be_written_to_when_their_reader_is_gone() {
 }
 
 #[test]
+fn a_filter_of_the_wrong_direction_tells_nothing_or_is_refused() {
+    let kq = Kq::new();
+    let (read, mut write) = io::pipe().unwrap();
+    kq.change(&read, EVFILT_WRITE, EV_ADD).unwrap();
+    kq.change(&write, EVFILT_READ, EV_ADD).unwrap();
+    write.write_all(b"x").unwrap();
+    assert_eq!(kq.filters(), []);
+    drop(read);
+    assert_eq!(kq.filters(), []);
+
+    let other = Kq::new();
+    let change = |filter| kq.call(&[entry(other.0, filter, EV_ADD)], 0, None);
+    change(EVFILT_READ).unwrap();
+    assert_eq!(errno(change(EVFILT_WRITE)), libc::EINVAL);
+}
+
+#[test]
 fn a_user_event_wakes_who_waits_from_any_thread() {
     let kq = &Kq::new();
     let user = entry(77, EVFILT_USER, 0);
