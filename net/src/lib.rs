@@ -23,6 +23,7 @@ mod limits;
 mod listener;
 mod loops;
 mod metrics;
+mod posted;
 mod registry;
 mod relay;
 mod server;

@@ -12,10 +12,11 @@ use std::time::Duration;
 use ruduo_reactor::{EventLoop, Interest, TimerId, Token};
 
 use super::deadlines::Look;
-use super::operation::{Operation, Posted};
+use super::operation::Operation;
 use super::output::Outgoing;
 use super::reason::CloseReason;
 use super::state::State;
+use super::throttle::{Posted, Throttle};
 use crate::context::Context;
 use crate::limits::Deadlines;
 use crate::metrics;
@@ -243,7 +244,11 @@ impl Core {
 
     /// What handles share with us; made for the first one.
     pub(super) fn posted(&self) -> &Arc<Posted> {
-        self.posted.get_or_init(|| Arc::new(Posted::new(&self.context.limits, &self.state)))
+        self.posted.get_or_init(|| {
+            let (limits, state) = (&self.context.limits, &self.state);
+            let throttle = Throttle::new(limits.low_water, state.is_above_high());
+            Arc::new(Posted::new(limits.output, state.is_ended(), throttle))
+        })
     }
 
     /// The same, if there has been any handle.

@@ -13,8 +13,10 @@ use std::sync::Arc;
 use ruduo_reactor::{EventLoop, LoopHandle};
 
 use super::core::Core;
-use super::operation::{Operation, Outstanding, Payload, Posted};
+use super::operation::{Operation, Payload};
 use super::output::{FileRange, Outgoing};
+use super::throttle::Posted;
+use crate::posted::Outstanding;
 use crate::registry::{Place, Registry};
 use crate::{Buffer, Connection, ConnectionId, Handler, SendError};
 
@@ -204,7 +206,7 @@ impl ConnectionHandle {
     pub(super) fn post(&self, operation: Operation) -> Result<(), SendError> {
         let weight = operation.weight();
         // What weighs nothing is never too much: a close has to get through.
-        if weight > 0 && self.posted.weight().saturating_add(weight) > self.posted.limit {
+        if weight > 0 && self.posted.has_no_room_for(weight) {
             return Err(SendError::Full);
         }
         let outstanding = Outstanding::new(&self.posted, weight);

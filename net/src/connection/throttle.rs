@@ -18,12 +18,19 @@ use ruduo_reactor::EventLoop;
 
 use super::core::Core;
 use super::handle::ConnectionHandle;
-use super::operation::Posted;
 use super::state::Crossed;
+use crate::posted;
 
-/// Who is to be paused for a connection; shared by all its handles.
-#[derive(Debug, Default)]
-pub(super) struct Sources(Mutex<Known>);
+/// What handles and their connection have in common.
+pub(super) type Posted = posted::Posted<Throttle>;
+
+/// Who is to be paused for a connection, and when.
+#[derive(Debug)]
+pub(super) struct Throttle {
+    /// If more than this is on its way, in bytes, those who send it are paused.
+    mark: usize,
+    sources: Mutex<Known>,
+}
 
 #[derive(Debug, Default)]
 struct Known {
@@ -57,21 +64,21 @@ impl Drop for Held {
     }
 }
 
-impl Sources {
-    pub(super) fn new(is_above: bool) -> Sources {
+impl Throttle {
+    pub(super) fn new(mark: usize, is_above: bool) -> Throttle {
         let above = is_above.then(|| Held(Vec::new()));
-        Sources(Mutex::new(Known { above, ..Known::default() }))
+        Throttle { mark, sources: Mutex::new(Known { above, ..Known::default() }) }
     }
 
     fn with<R>(&self, f: impl FnOnce(&mut Known) -> R) -> R {
-        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut self.sources.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl Posted {
     /// One more source. Not if the connection is over: nobody would resume it.
     fn add_source(&self, source: &ConnectionHandle) {
-        self.sources.with(|known| {
+        self.shared.with(|known| {
             if self.is_closed() {
                 return;
             }
@@ -86,7 +93,7 @@ impl Posted {
 
     /// The output has crossed its high mark.
     fn above(&self) {
-        self.sources.with(|known| {
+        self.shared.with(|known| {
             Held::hold(&known.all);
             known.above = Some(Held(known.all.clone()));
         });
@@ -94,19 +101,19 @@ impl Posted {
 
     /// The output has come down to its low mark.
     fn below(&self) {
-        let held = self.sources.with(|known| known.above.take());
+        let held = self.shared.with(|known| known.above.take());
         drop(held);
     }
 
     /// The connection is over, and `close` has been called.
     pub(super) fn forget_sources(&self) {
-        let known = self.sources.with(std::mem::take);
+        let known = self.shared.with(std::mem::take);
         drop(known);
     }
 
     /// Whoever sends is to be paused. `None` if they are, or if there is nobody.
     fn begin_flood(&self) -> Option<Held> {
-        self.sources.with(|known| {
+        self.shared.with(|known| {
             if known.is_flooded || known.all.is_empty() {
                 return None;
             }
@@ -155,13 +162,13 @@ impl ConnectionHandle {
     /// arrived. The task that resumes them is posted behind it.
     pub(super) fn hold_back_sources(&self) {
         let posted = self.posted();
-        if posted.weight() <= posted.mark {
+        if posted.weight() <= posted.shared.mark {
             return;
         }
         if let Some(held) = posted.begin_flood() {
             let posted: Arc<Posted> = posted.clone();
             let arrived = move |_: &EventLoop| {
-                posted.sources.with(|known| known.is_flooded = false);
+                posted.shared.with(|known| known.is_flooded = false);
                 drop(held);
             };
             // If the loop has ended, the task is dropped here, and they go on.

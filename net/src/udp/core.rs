@@ -12,15 +12,15 @@ use ruduo_reactor::sys::datagram::{Inbound, Name, Outbound};
 use ruduo_reactor::{EventLoop, Interest, TimerId, Token};
 
 use super::datagram::{Datagram, DatagramError, Operation};
-use super::handle::Posted;
 use super::metrics::Counters;
 use super::options::{Bound, mapped};
 use super::queue::{Queue, Store};
-use super::serving::Presence;
+use super::serving::{Part, Presence};
 use super::{Settings, UdpSocket};
 use crate::Address;
 use crate::by_id::ById;
 use crate::metrics;
+use crate::posted::Posted;
 
 pub(super) struct Core {
     pub(super) id: u64,
@@ -28,7 +28,7 @@ pub(super) struct Core {
     pub(super) settings: Settings,
     pub(super) queue: RefCell<Queue>,
     pub(super) counters: Arc<Counters>,
-    pub(super) posted: Arc<Posted>,
+    pub(super) posted: Arc<Posted<()>>,
     pub(super) lendings: Rc<Lendings>,
     pub(super) token: Cell<Token>,
     /// What the poller was last told.
@@ -96,15 +96,8 @@ pub(super) enum Retry {
 }
 
 impl Core {
-    pub(super) fn new(
-        event_loop: &EventLoop,
-        id: u64,
-        bound: Bound,
-        settings: Settings,
-        shared: (Arc<Counters>, Arc<Posted>),
-        presence: Presence,
-    ) -> Core {
-        let (counters, posted) = shared;
+    pub(super) fn new(event_loop: &EventLoop, part: Part, settings: Settings) -> Core {
+        let Part { id, bound, counters, posted, presence } = part;
         let max_segment = if bound.gso { usize::from(u16::MAX) } else { 0 };
         Core {
             id,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ruduo_reactor::{EventLoop, LoopHandle};
@@ -14,6 +14,7 @@ use super::metrics::{Counters, UdpMetrics};
 use super::serving;
 use super::socket::UdpSocket;
 use crate::end::{self, Continuation, End};
+use crate::posted::{Outstanding, Posted};
 use crate::signals::{self, Stops};
 use crate::{Address, SendError};
 
@@ -41,62 +42,16 @@ use crate::{Address, SendError};
 #[derive(Clone)]
 pub struct UdpSocketHandle {
     event_loop: LoopHandle,
-    posted: Arc<Posted>,
-}
-
-/// What a socket and its handles have in common: an account of what is on its way.
-pub(super) struct Posted {
     id: u64,
-    limit: usize,
-    closed: AtomicBool,
-    /// Tasks, and bytes in them.
-    tasks: AtomicUsize,
-    bytes: AtomicUsize,
-}
-
-impl Posted {
-    pub(super) fn new(id: u64, limit: usize) -> Posted {
-        let (tasks, bytes) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Posted { id, limit, closed: AtomicBool::new(false), tasks, bytes }
-    }
-
-    pub(super) fn id(&self) -> u64 {
-        self.id
-    }
-
-    pub(super) fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Something on its way to the socket; it has arrived, or never will, when this is dropped.
-struct Outstanding {
-    posted: Arc<Posted>,
-    bytes: usize,
-}
-
-impl Outstanding {
-    fn new(posted: &Arc<Posted>, bytes: usize) -> Outstanding {
-        posted.tasks.fetch_add(1, Ordering::Relaxed);
-        posted.bytes.fetch_add(bytes, Ordering::Relaxed);
-        Outstanding { posted: posted.clone(), bytes }
-    }
-}
-
-impl Drop for Outstanding {
-    fn drop(&mut self) {
-        self.posted.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        // What another thread has posted and told ours of is seen there.
-        self.posted.tasks.fetch_sub(1, Ordering::Release);
-    }
+    posted: Arc<Posted<()>>,
 }
 
 /// For what a datagram on its way costs beside its bytes.
 const TASK: usize = 128;
 
 impl UdpSocketHandle {
-    pub(super) fn new(event_loop: LoopHandle, posted: Arc<Posted>) -> UdpSocketHandle {
-        UdpSocketHandle { event_loop, posted }
+    pub(super) fn new(event_loop: LoopHandle, id: u64, posted: Arc<Posted<()>>) -> UdpSocketHandle {
+        UdpSocketHandle { event_loop, id, posted }
     }
 
     /// The loop that serves it.
@@ -108,7 +63,7 @@ impl UdpSocketHandle {
     /// Whether the socket has ended, as far as is known on this thread.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.posted.closed.load(Ordering::Relaxed)
+        self.posted.is_closed()
     }
 
     /// Sends a datagram to the peer of a connected socket; a copy of `bytes`.
@@ -147,11 +102,11 @@ impl UdpSocketHandle {
             None => socket.send(bytes),
         };
         let at_once = self.event_loop.with_local(|event_loop| {
-            if self.posted.tasks.load(Ordering::Acquire) > 0 {
+            if self.posted.outstanding() > 0 {
                 return false;
             }
             // A loop of a pool may have been given it a moment ago only.
-            let Some(resident) = event_loop.local::<Sockets>().get(self.posted.id) else {
+            let Some(resident) = event_loop.local::<Sockets>().get(self.id) else {
                 return false;
             };
             send(&UdpSocket::new(event_loop, resident.core()), bytes, peer);
@@ -161,8 +116,8 @@ impl UdpSocketHandle {
             return Ok(());
         }
         let weight = bytes.len() + TASK;
-        let on_its_way = self.posted.bytes.load(Ordering::Relaxed);
-        if on_its_way > 0 && on_its_way.saturating_add(weight) > self.posted.limit {
+        // One by itself is never too much: whether it is too large, the queue says.
+        if self.posted.weight() > 0 && self.posted.has_no_room_for(weight) {
             return Err(SendError::Full);
         }
         let (bytes, peer) = (bytes.to_vec(), peer.cloned());
@@ -177,9 +132,9 @@ impl UdpSocketHandle {
         if self.is_closed() {
             return Err(SendError::Closed);
         }
-        let outstanding = Outstanding::new(&self.posted, weight);
+        let (id, outstanding) = (self.id, Outstanding::new(&self.posted, weight));
         let task = move |event_loop: &EventLoop| {
-            let resident = event_loop.local::<Sockets>().get(outstanding.posted.id);
+            let resident = event_loop.local::<Sockets>().get(id);
             drop(outstanding);
             if let Some(resident) = resident {
                 resident.call(event_loop, Box::new(f));
@@ -271,7 +226,7 @@ impl UdpHandle {
     pub fn stop(&self, deadline: Duration) {
         let deadline = end::deadline(deadline);
         for socket in &*self.sockets {
-            let id = socket.posted.id;
+            let id = socket.id;
             // A loop that has ended has ended its sockets.
             let _ = socket.event_loop.post(move |event_loop| {
                 serving::stop(event_loop, id, deadline);

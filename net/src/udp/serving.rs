@@ -18,24 +18,25 @@ use ruduo_reactor::{EventLoop, LoopPool};
 use super::callbacks::UdpHandler;
 use super::core::{Core, Sockets};
 use super::endpoint::Endpoint;
-use super::handle::{Posted, Shared, UdpHandle, UdpSocketHandle};
+use super::handle::{Shared, UdpHandle, UdpSocketHandle};
 use super::metrics::Counters;
 use super::options::{Bound, Options};
 use super::{Settings, UdpSocket};
 use crate::by_id::{ById, next_id};
 use crate::end::Continuation;
 use crate::loops::{Loops, install_on};
+use crate::posted::Posted;
 
 /// Those that were started on one loop; its `local` value.
 type Bases = ById<Base>;
 
-/// What a loop gets.
-struct Part {
-    bound: Bound,
-    counters: Arc<Counters>,
-    posted: Arc<Posted>,
-    id: u64,
-    presence: Presence,
+/// What a loop gets: a socket, and what those elsewhere share with it.
+pub(super) struct Part {
+    pub(super) id: u64,
+    pub(super) bound: Bound,
+    pub(super) counters: Arc<Counters>,
+    pub(super) posted: Arc<Posted<()>>,
+    pub(super) presence: Presence,
 }
 
 /// Opens the sockets and gives them to their loops.
@@ -57,29 +58,31 @@ where
     let counters: Vec<Arc<Counters>> = bounds.iter().map(|_| Arc::default()).collect();
     let local = bounds[0].local.clone();
     let shared = Arc::new(Shared::new(id, local, event_loop.handle(), counters.clone()));
-    let posted: Vec<_> =
-        bounds.iter().map(|_| Arc::new(Posted::new(next_id(), settings.queue_limit))).collect();
-    let parts =
-        bounds.into_iter().zip(&counters).zip(&posted).map(|((bound, counters), posted)| {
-            let (counters, posted) = (counters.clone(), posted.clone());
-            let presence = Presence(shared.clone());
-            Some(Part { bound, counters, id: posted.id(), posted, presence })
-        });
-    let parts = Mutex::new(parts.collect::<Vec<_>>());
+    let parts: Vec<_> = bounds
+        .into_iter()
+        .zip(counters)
+        .map(|(bound, counters)| Part {
+            id: next_id(),
+            bound,
+            counters,
+            posted: Arc::new(Posted::new(settings.queue_limit, false, ())),
+            presence: Presence(shared.clone()),
+        })
+        .collect();
+    let reached: Vec<_> = parts.iter().map(|part| (part.id, part.posted.clone())).collect();
+    let parts = Mutex::new(parts.into_iter().map(Some).collect::<Vec<_>>());
     let settings = settings.clone();
     let install = Arc::new(move |event_loop: &EventLoop, place: usize| {
         let part = parts.lock().unwrap_or_else(PoisonError::into_inner)[place].take();
-        let Some(Part { bound, counters, posted, id, presence }) = part else { return Ok(()) };
+        let Some(part) = part else { return Ok(()) };
         let handler = make_handler(event_loop);
-        let shared = (counters, posted);
-        let core = Core::new(event_loop, id, bound, settings.clone(), shared, presence);
-        Endpoint::start(event_loop, core, handler)
+        Endpoint::start(event_loop, Core::new(event_loop, part, settings.clone()), handler)
     });
     let pool = loops.start(event_loop, &install)?;
 
-    let with_loops = pool.loops().iter().zip(&posted);
+    let with_loops = pool.loops().iter().zip(reached);
     let sockets: Vec<_> = with_loops
-        .map(|(handle, posted)| UdpSocketHandle::new(handle.clone(), posted.clone()))
+        .map(|(handle, (id, posted))| UdpSocketHandle::new(handle.clone(), id, posted))
         .collect();
     // From here on its drop ends what the loops have begun.
     let base = Rc::new(Base {

@@ -48,7 +48,7 @@ impl<'a> UdpSocket<'a> {
     /// Reaches it from elsewhere: from any thread, or later.
     #[must_use]
     pub fn handle(&self) -> UdpSocketHandle {
-        UdpSocketHandle::new(self.event_loop.handle(), self.core.posted.clone())
+        UdpSocketHandle::new(self.event_loop.handle(), self.core.id, self.core.posted.clone())
     }
 
     /// Sends a datagram to who has sent `datagram`, from the address that it was sent to.
