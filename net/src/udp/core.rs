@@ -30,40 +30,58 @@ pub(super) struct Core {
     pub(super) counters: Arc<Counters>,
     pub(super) posted: Arc<Posted<()>>,
     pub(super) lendings: Rc<Lendings>,
-    pub(super) token: Cell<Token>,
-    /// What the poller was last told.
-    pub(super) interest: Cell<Interest>,
-    pub(super) stage: Cell<Stage>,
-    /// The handler has been called for the first time.
-    pub(super) started: Cell<bool>,
-    /// Inside our own event, after whose callbacks what they have sent leaves.
-    pub(super) in_event: Cell<bool>,
-    /// The loop has been asked to look at us at the end of the turn.
-    scheduled: Cell<bool>,
-    /// Why receiving pauses.
-    pub(super) full: Cell<bool>,
-    pub(super) resting: Cell<bool>,
-    /// What sending waits for.
-    pub(super) waits_for: Cell<WaitsFor>,
-    /// Something has had to wait since the program was last told that all has left.
-    pub(super) has_waited: Cell<bool>,
-    /// The timer behind `resting` and [`WaitsFor::Timer`].
+    pub(super) life: Life,
+    pub(super) attention: Attention,
+    pub(super) receiving: Receiving,
+    pub(super) sending: Sending,
+    /// The timer behind [`Receiving::resting`] and [`WaitsFor::Timer`].
     pub(super) timer: Cell<Option<TimerId>>,
-    /// By when it is to have stopped, and the timer that sees to it.
-    pub(super) deadline: Cell<Option<(Instant, TimerId)>>,
-    /// How much may come at once; see [`Endpoint::receive`](super::endpoint::Endpoint).
-    pub(super) burst: Cell<usize>,
-    /// Times in a row that receiving failed, with nothing sent in between that may be why.
-    pub(super) failures: Cell<u32>,
-    /// Segments of so many bytes are joined for the kernel to cut.
-    pub(super) max_segment: Cell<usize>,
-    /// The first in the queue has met an error that may not be its own, and is tried by itself.
-    pub(super) retrying: Cell<Option<Retry>>,
     /// Errors that were found when no callback could be called.
     pub(super) errors: RefCell<Vec<DatagramError>>,
     /// Last, so that all else is gone when the server hears that the socket has ended.
     #[expect(dead_code, reason = "held for its Drop")]
     pub(super) presence: Presence,
+}
+
+/// How far a socket has come.
+pub(super) struct Life {
+    pub(super) stage: Cell<Stage>,
+    /// The handler has been called for the first time.
+    pub(super) started: Cell<bool>,
+    /// By when it is to have stopped, and the timer that sees to it.
+    pub(super) deadline: Cell<Option<(Instant, TimerId)>>,
+}
+
+/// What makes the loop look at a socket.
+pub(super) struct Attention {
+    pub(super) token: Cell<Token>,
+    /// What the poller was last told.
+    pub(super) interest: Cell<Interest>,
+    /// Inside our own event, after whose callbacks what they have sent leaves.
+    pub(super) in_event: Cell<bool>,
+    /// The loop has been asked to look at us at the end of the turn.
+    pub(super) scheduled: Cell<bool>,
+}
+
+pub(super) struct Receiving {
+    /// How much may come at once; see [`Endpoint::receive`](super::endpoint::Endpoint).
+    pub(super) burst: Cell<usize>,
+    /// It pauses until some of the queue has left.
+    pub(super) full: Cell<bool>,
+    /// It pauses for a while, after so many failures in a row, with nothing sent in between that may
+    /// be why.
+    pub(super) resting: Cell<bool>,
+    pub(super) failures: Cell<u32>,
+}
+
+pub(super) struct Sending {
+    pub(super) waits_for: Cell<WaitsFor>,
+    /// Something has had to wait since the program was last told that all has left.
+    pub(super) has_waited: Cell<bool>,
+    /// Segments of so many bytes are joined for the kernel to cut.
+    pub(super) max_segment: Cell<usize>,
+    /// The first in the queue has met an error that may not be its own, and is tried by itself.
+    pub(super) retrying: Cell<Option<Retry>>,
 }
 
 /// Where in its life a socket is.
@@ -107,22 +125,30 @@ impl Core {
             counters,
             posted,
             lendings: event_loop.local(),
-            token: Cell::new(Token(u64::MAX)),
-            interest: Cell::new(Interest::NONE),
-            stage: Cell::new(Stage::Open),
-            started: Cell::new(false),
-            in_event: Cell::new(false),
-            scheduled: Cell::new(false),
-            full: Cell::new(false),
-            resting: Cell::new(false),
-            waits_for: Cell::new(WaitsFor::Nothing),
-            has_waited: Cell::new(false),
+            life: Life {
+                stage: Cell::new(Stage::Open),
+                started: Cell::new(false),
+                deadline: Cell::new(None),
+            },
+            attention: Attention {
+                token: Cell::new(Token(u64::MAX)),
+                interest: Cell::new(Interest::NONE),
+                in_event: Cell::new(false),
+                scheduled: Cell::new(false),
+            },
+            receiving: Receiving {
+                burst: Cell::new(1),
+                full: Cell::new(false),
+                resting: Cell::new(false),
+                failures: Cell::new(0),
+            },
+            sending: Sending {
+                waits_for: Cell::new(WaitsFor::Nothing),
+                has_waited: Cell::new(false),
+                max_segment: Cell::new(max_segment),
+                retrying: Cell::new(None),
+            },
             timer: Cell::new(None),
-            deadline: Cell::new(None),
-            burst: Cell::new(1),
-            failures: Cell::new(0),
-            max_segment: Cell::new(max_segment),
-            retrying: Cell::new(None),
             errors: RefCell::default(),
             presence,
         }
@@ -130,20 +156,20 @@ impl Core {
 
     /// Whether it will never send again.
     pub(super) fn is_over(&self) -> bool {
-        matches!(self.stage.get(), Stage::Closing | Stage::Ended)
+        matches!(self.life.stage.get(), Stage::Closing | Stage::Ended)
     }
 
     /// Asks the loop to look at us soon: now, if it is inside our event anyway, otherwise at the end
     /// of the turn.
     #[inline]
     pub(super) fn touch(&self, event_loop: &EventLoop) {
-        if !self.in_event.get() && !self.scheduled.replace(true) {
-            event_loop.at_turn_end(self.token.get());
+        if !self.attention.in_event.get() && !self.attention.scheduled.replace(true) {
+            event_loop.at_turn_end(self.attention.token.get());
         }
     }
 
     pub(super) fn unschedule(&self) {
-        self.scheduled.set(false);
+        self.attention.scheduled.set(false);
     }
 
     /// Queues a datagram for an address.
@@ -197,7 +223,7 @@ impl Core {
         }
         if dropped.oldest > 0 {
             // Whatever was tried was not this one.
-            self.retrying.set(None);
+            self.sending.retrying.set(None);
             metrics::add(&self.counters.dropped_oldest, dropped.oldest);
         }
         self.touch(event_loop);
@@ -212,12 +238,12 @@ impl Core {
 
     /// Receives no more, sends what is queued until the deadline, and ends.
     pub(super) fn stop(&self, event_loop: &EventLoop, deadline: Instant) {
-        if self.stage.get() == Stage::Open {
-            self.stage.set(Stage::Stopping);
+        if self.life.stage.get() == Stage::Open {
+            self.life.stage.set(Stage::Stopping);
         }
         self.touch(event_loop);
-        match self.deadline.take() {
-            Some(sooner) if sooner.0 <= deadline => self.deadline.set(Some(sooner)),
+        match self.life.deadline.take() {
+            Some(sooner) if sooner.0 <= deadline => self.life.deadline.set(Some(sooner)),
             later => {
                 if let Some((_, timer)) = later {
                     event_loop.cancel(timer);
@@ -228,15 +254,15 @@ impl Core {
                         resident.core().close(event_loop);
                     }
                 });
-                self.deadline.set(Some((deadline, timer)));
+                self.life.deadline.set(Some((deadline, timer)));
             }
         }
     }
 
     /// Ends after the current callback.
     pub(super) fn close(&self, event_loop: &EventLoop) {
-        if self.stage.get() != Stage::Ended {
-            self.stage.set(Stage::Closing);
+        if self.life.stage.get() != Stage::Ended {
+            self.life.stage.set(Stage::Closing);
             self.touch(event_loop);
         }
     }

@@ -67,7 +67,7 @@ impl<H: UdpHandler> Endpoint<H> {
     pub(super) fn start(event_loop: &EventLoop, core: Core, handler: H) -> io::Result<()> {
         let endpoint = Rc::new(Endpoint { core, handler: RefCell::new(handler) });
         let token = event_loop.register(Channel::from_source(endpoint.clone(), Interest::NONE))?;
-        endpoint.core.token.set(token);
+        endpoint.core.attention.token.set(token);
         event_loop.local::<Sockets>().insert(endpoint.core.id, endpoint.clone());
         event_loop.defer(move |event_loop| endpoint.settle(event_loop));
         Ok(())
@@ -76,7 +76,7 @@ impl<H: UdpHandler> Endpoint<H> {
     /// Whatever comes first, a call from elsewhere perhaps, finds the handler started.
     fn begin(&self, event_loop: &EventLoop) {
         let core = &self.core;
-        if core.stage.get() != Stage::Ended && !core.started.replace(true) {
+        if core.life.stage.get() != Stage::Ended && !core.life.started.replace(true) {
             self.called(event_loop, "on_start", |handler, socket| handler.on_start(socket));
         }
     }
@@ -99,10 +99,10 @@ impl<H: UdpHandler> Endpoint<H> {
         let is_told = core.bound.gro || core.bound.tells_where_to || settings.timestamps;
         let control = is_internet && is_told;
         let mut inbound = core.lendings.lend_inbound(count, room);
-        match inbound.receive(core.bound.as_fd(), core.burst.get(), control) {
+        match inbound.receive(core.bound.as_fd(), core.receiving.burst.get(), control) {
             Ok(received) => {
-                core.failures.set(0);
-                core.burst.set((received * 2).clamp(1, count));
+                core.receiving.failures.set(0);
+                core.receiving.burst.set((received * 2).clamp(1, count));
                 self.deliver(event_loop, &inbound);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.count_failure(event_loop),
@@ -158,10 +158,10 @@ impl<H: UdpHandler> Endpoint<H> {
     /// Whatever the poller keeps telling us of: we do not spin on it.
     fn count_failure(&self, event_loop: &EventLoop) {
         let core = &self.core;
-        core.failures.set(core.failures.get() + 1);
-        if core.failures.get() >= MAX_FAILURES {
-            core.failures.set(0);
-            core.resting.set(true);
+        core.receiving.failures.set(core.receiving.failures.get() + 1);
+        if core.receiving.failures.get() >= MAX_FAILURES {
+            core.receiving.failures.set(0);
+            core.receiving.resting.set(true);
             self.set_timer(event_loop, RECEIVE_PAUSE);
         }
     }
@@ -182,7 +182,7 @@ impl<H: UdpHandler> Endpoint<H> {
     /// Steps 2 to 4.
     fn settle(&self, event_loop: &EventLoop) {
         let core = &self.core;
-        core.in_event.set(true);
+        core.attention.in_event.set(true);
         self.begin(event_loop);
         let mut calls = 0;
         // What callbacks send in here leaves in here, within bounds.
@@ -196,12 +196,12 @@ impl<H: UdpHandler> Endpoint<H> {
                 Flushed::Done => break,
             }
         }
-        if core.waits_for.get() == WaitsFor::Timer {
+        if core.sending.waits_for.get() == WaitsFor::Timer {
             self.set_timer(event_loop, SEND_PAUSE);
         }
         self.watch_the_limit();
-        core.in_event.set(false);
-        let is_done = core.stage.get() == Stage::Stopping && core.queue.borrow().is_empty();
+        core.attention.in_event.set(false);
+        let is_done = core.life.stage.get() == Stage::Stopping && core.queue.borrow().is_empty();
         if core.is_over() || is_done {
             return self.end(event_loop);
         }
@@ -222,7 +222,7 @@ impl<H: UdpHandler> Endpoint<H> {
     /// Whether the program was told, and may have sent more.
     fn tell_if_drained(&self, event_loop: &EventLoop) -> bool {
         let core = &self.core;
-        let drained = core.queue.borrow().is_empty() && core.has_waited.replace(false);
+        let drained = core.queue.borrow().is_empty() && core.sending.has_waited.replace(false);
         if drained {
             self.called(event_loop, "on_drained", |handler, socket| handler.on_drained(socket));
         }
@@ -239,23 +239,24 @@ impl<H: UdpHandler> Endpoint<H> {
             }
             return Flushed::Done;
         }
-        if core.waits_for.get() != WaitsFor::Nothing {
+        if core.sending.waits_for.get() != WaitsFor::Nothing {
             return Flushed::Done;
         }
         *calls += 1;
         let at_once = core.settings.batch > 1;
         let many = if at_once { MAX_PIECES } else { 1 };
-        let (max_segment, many) = match (core.max_segment.get(), core.retrying.get()) {
-            (_, Some(_)) => (0, 1),
-            (0, None) => (0, many),
-            (max, None) => (max, MAX_PIECES),
-        };
+        let (max_segment, many) =
+            match (core.sending.max_segment.get(), core.sending.retrying.get()) {
+                (_, Some(_)) => (0, 1),
+                (0, None) => (0, many),
+                (max, None) => (max, MAX_PIECES),
+            };
         let pieces = queue.pieces(max_segment).take(many);
         let sent = core.lendings.outbound.borrow_mut().send(core.bound.as_fd(), at_once, pieces);
         match sent {
             Ok(sent) => {
-                core.failures.set(0);
-                if let Some(Retry::Joined(errno)) = core.retrying.take() {
+                core.receiving.failures.set(0);
+                if let Some(Retry::Joined(errno)) = core.sending.retrying.take() {
                     self.join_less(errno, queue.front().map_or(0, |piece| piece.bytes.len()));
                 }
                 let bytes = queue.pop(sent);
@@ -280,13 +281,13 @@ impl<H: UdpHandler> Endpoint<H> {
             // Otherwise it is one peer of many that does not read, and nobody else is to wait for
             // that: the datagram is lost, as over a network.
             Errno::EAGAIN if is_internet || is_connected => {
-                core.waits_for.set(WaitsFor::Room);
-                core.has_waited.set(true);
+                core.sending.waits_for.set(WaitsFor::Room);
+                core.sending.has_waited.set(true);
                 return Flushed::Done;
             }
             Errno::ENOBUFS | Errno::ENOMEM => {
-                core.waits_for.set(WaitsFor::Timer);
-                core.has_waited.set(true);
+                core.sending.waits_for.set(WaitsFor::Timer);
+                core.sending.has_waited.set(true);
                 return Flushed::Done;
             }
             _ => {}
@@ -297,12 +298,12 @@ impl<H: UdpHandler> Endpoint<H> {
             _ => core.bound.peer.clone(),
         };
         let number = errno as i32;
-        match core.retrying.take() {
+        match core.sending.retrying.take() {
             None if is_internet && is_connected && may_be_of_an_earlier_one(errno) => {
-                core.retrying.set(Some(Retry::Told(number)));
+                core.sending.retrying.set(Some(Retry::Told(number)));
             }
             None if pieces > 1 => {
-                core.retrying.set(Some(Retry::Joined(number)));
+                core.sending.retrying.set(Some(Retry::Joined(number)));
                 return Flushed::More;
             }
             before => {
@@ -323,8 +324,10 @@ impl<H: UdpHandler> Endpoint<H> {
         let errno = Errno::from_raw(errno);
         match errno {
             // The way out of here cannot cut them, or not so large ones.
-            Errno::EIO => core.max_segment.set(0),
-            Errno::EMSGSIZE | Errno::EINVAL => core.max_segment.set(segment.saturating_sub(1)),
+            Errno::EIO => core.sending.max_segment.set(0),
+            Errno::EMSGSIZE | Errno::EINVAL => {
+                core.sending.max_segment.set(segment.saturating_sub(1));
+            }
             // It was the network's, and is over.
             _ => return,
         }
@@ -338,10 +341,10 @@ impl<H: UdpHandler> Endpoint<H> {
             return;
         }
         let queue = core.queue.borrow();
-        if core.full.get() {
-            core.full.set(queue.weight() > queue.limit() / 2);
+        if core.receiving.full.get() {
+            core.receiving.full.set(queue.weight() > queue.limit() / 2);
         } else if queue.weight() >= queue.limit() && !queue.is_empty() {
-            core.full.set(true);
+            core.receiving.full.set(true);
             metrics::add(&core.counters.paused_by_output, 1);
         }
     }
@@ -360,7 +363,9 @@ impl<H: UdpHandler> Endpoint<H> {
 
     fn receives(&self) -> bool {
         let core = &self.core;
-        core.stage.get() == Stage::Open && !core.full.get() && !core.resting.get()
+        core.life.stage.get() == Stage::Open
+            && !core.receiving.full.get()
+            && !core.receiving.resting.get()
     }
 
     fn update_interest(&self, event_loop: &EventLoop) {
@@ -369,13 +374,13 @@ impl<H: UdpHandler> Endpoint<H> {
         if self.receives() {
             interest |= Interest::READ;
         }
-        if core.waits_for.get() == WaitsFor::Room {
+        if core.sending.waits_for.get() == WaitsFor::Room {
             interest |= Interest::WRITE;
         }
-        if interest == core.interest.replace(interest) {
+        if interest == core.attention.interest.replace(interest) {
             return;
         }
-        if let Err(e) = event_loop.set_interest(core.token.get(), interest) {
+        if let Err(e) = event_loop.set_interest(core.attention.token.get(), interest) {
             log::error!("{core} ends: {e}");
             self.end(event_loop);
         }
@@ -383,11 +388,11 @@ impl<H: UdpHandler> Endpoint<H> {
 
     fn end(&self, event_loop: &EventLoop) {
         let core = &self.core;
-        if core.stage.replace(Stage::Ended) == Stage::Ended {
+        if core.life.stage.replace(Stage::Ended) == Stage::Ended {
             return;
         }
         core.posted.close();
-        let deadline = core.deadline.take().map(|(_, timer)| timer);
+        let deadline = core.life.deadline.take().map(|(_, timer)| timer);
         for timer in core.timer.take().into_iter().chain(deadline) {
             event_loop.cancel(timer);
         }
@@ -395,10 +400,10 @@ impl<H: UdpHandler> Endpoint<H> {
         metrics::add(&core.counters.discarded, queue.len());
         queue.pop(usize::MAX);
         drop(queue);
-        if core.started.get() {
+        if core.life.started.get() {
             self.called(event_loop, "on_close", |handler, socket| handler.on_close(socket));
         }
-        event_loop.deregister(core.token.get());
+        event_loop.deregister(core.attention.token.get());
         // The loop holds the source until nothing is borrowed.
         drop(event_loop.local::<Sockets>().remove(core.id));
     }
@@ -430,9 +435,9 @@ impl<H: UdpHandler> Source for Endpoint<H> {
 
     fn on_event(self: Rc<Self>, event_loop: &EventLoop, event: Event) {
         let core = &self.core;
-        core.in_event.set(true);
-        if event.ready.contains(Ready::WRITE) && core.waits_for.get() == WaitsFor::Room {
-            core.waits_for.set(WaitsFor::Nothing);
+        core.attention.in_event.set(true);
+        if event.ready.contains(Ready::WRITE) && core.sending.waits_for.get() == WaitsFor::Room {
+            core.sending.waits_for.set(WaitsFor::Nothing);
         }
         let unasked = event.ready.intersects(Ready::ERROR | Ready::HANGUP);
         if self.receives() {
@@ -447,7 +452,7 @@ impl<H: UdpHandler> Source for Endpoint<H> {
 
     fn on_turn_end(&self, event_loop: &EventLoop, _: Token) {
         self.core.unschedule();
-        if self.core.stage.get() != Stage::Ended {
+        if self.core.life.stage.get() != Stage::Ended {
             self.settle(event_loop);
         }
     }
@@ -477,9 +482,9 @@ impl<H: UdpHandler> Resident for Endpoint<H> {
     fn wake(&self, event_loop: &EventLoop) {
         let core = &self.core;
         core.timer.set(None);
-        core.resting.set(false);
-        if core.waits_for.get() == WaitsFor::Timer {
-            core.waits_for.set(WaitsFor::Nothing);
+        core.receiving.resting.set(false);
+        if core.sending.waits_for.get() == WaitsFor::Timer {
+            core.sending.waits_for.set(WaitsFor::Nothing);
         }
         self.settle(event_loop);
     }
