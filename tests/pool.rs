@@ -17,7 +17,10 @@ use std::thread::{self, ThreadId};
 use bare_loop::run;
 use common::{eventually, open_fds, within};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
-use ruduo::{EventLoop, LoopHandle, LoopPool, LoopThread, Placement, PollerKind, PostError};
+use ruduo::{
+    EventLoop, LoopHandle, LoopPool, LoopThread, Placement, PollerKind, PostError, TcpServer,
+    UdpServer,
+};
 
 fn spawn() -> LoopThread {
     LoopThread::spawn("test-loop", EventLoop::builder(), |_| Ok(())).unwrap()
@@ -379,6 +382,32 @@ fn descriptors_of_a_loop() -> rlim_t {
     let with_it = open_fds().len();
     drop(event_loop);
     (with_it - before) as rlim_t
+}
+
+/// Somebody has typed a digit too many: that is an error, before memory is asked for.
+#[test]
+fn more_threads_than_a_pool_may_have_are_an_error() {
+    each_poller!().run(|| {
+        let base = EventLoop::new().unwrap();
+        let pool = |threads| LoopPool::builder(&base).threads(threads).start().map(drop);
+        let server = |threads, acceptor_per_loop| {
+            let builder = TcpServer::builder(&base).acceptor_per_loop(acceptor_per_loop);
+            let server = builder.bind("127.0.0.1:0")?.threads(threads);
+            server.on_message(|_, _| {}).start().map(drop)
+        };
+        let datagrams = |threads| {
+            let server = UdpServer::bind(&base, "127.0.0.1:0").threads(threads);
+            server.on_datagram(|_, _| {}).start().map(drop)
+        };
+        for threads in [LoopPool::MAX_THREADS + 1, usize::MAX] {
+            let outcomes =
+                [pool(threads), server(threads, false), server(threads, true), datagrams(threads)];
+            for error in outcomes.map(Result::unwrap_err) {
+                assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
+                assert!(error.to_string().contains(&format!("{threads} threads")), "{error}");
+            }
+        }
+    });
 }
 
 #[test]

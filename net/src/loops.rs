@@ -27,7 +27,7 @@ impl Loops {
                  pool",
             ));
         }
-        Ok(())
+        LoopPool::check_threads(self.threads)
     }
 
     /// How many loops serve.

@@ -69,6 +69,10 @@ pub struct LoopPoolBuilder<'l> {
 type OnStart = dyn Fn(&EventLoop) -> io::Result<()> + Send + Sync;
 
 impl LoopPool {
+    /// The most threads that a pool may have. More than any machine has processors: a larger number
+    /// is a mistake, and is told as one, before there is a thread or memory for any.
+    pub const MAX_THREADS: usize = 4096;
+
     /// A pool around `base`, with no threads unless told otherwise.
     pub fn builder(base: &EventLoop) -> LoopPoolBuilder<'_> {
         LoopPoolBuilder {
@@ -80,6 +84,20 @@ impl LoopPool {
             event_loops: base.settings().clone(),
             on_start: Arc::new(|_| Ok(())),
         }
+    }
+
+    /// Whether a pool may have so many threads: for libraries that make something for each of them
+    /// before they start.
+    ///
+    /// # Errors
+    /// `InvalidInput` above [`LoopPool::MAX_THREADS`].
+    pub fn check_threads(threads: usize) -> io::Result<()> {
+        let most = LoopPool::MAX_THREADS;
+        if threads > most {
+            let why = format!("a pool of {threads} threads, where {most} are the most");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        Ok(())
     }
 
     /// The loops work is placed on: those of the threads, or the base loop if there are none.
@@ -151,7 +169,7 @@ impl Drop for Inner {
 }
 
 impl LoopPoolBuilder<'_> {
-    /// How many threads, each with one loop.
+    /// How many threads, each with one loop; [`LoopPool::MAX_THREADS`] at most.
     pub fn threads(self, threads: usize) -> Self {
         Self { threads, ..self }
     }
@@ -190,7 +208,9 @@ impl LoopPoolBuilder<'_> {
     ///
     /// # Errors
     /// What kept one of them from starting; those started before have been ended then.
+    /// `InvalidInput` if there are to be more than [`LoopPool::MAX_THREADS`].
     pub fn start(self) -> io::Result<LoopPool> {
+        LoopPool::check_threads(self.threads)?;
         let cpus = if self.pin_to_cpus { cpus::usable()? } else { Vec::new() };
         let mut threads = Vec::with_capacity(self.threads);
         for i in 0..self.threads {

@@ -107,7 +107,7 @@ impl<'l, C> Server<'l, C> {
 impl<C> Server<'_, C> {
     /// How many threads, each with a loop, serve the connections. With 0, the default, the loop
     /// the server was bound on does everything; otherwise it only accepts. The threads end with
-    /// the server.
+    /// the server. More than [`LoopPool::MAX_THREADS`] are an error at the start.
     pub fn threads(mut self, threads: usize) -> Self {
         self.settings.loops.threads = threads;
         self
