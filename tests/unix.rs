@@ -195,6 +195,52 @@ fn a_connection_tells_whose_it_is() {
     });
 }
 
+/// Anybody on the machine may connect under such a name, and it stands in our log.
+#[test]
+fn a_name_chosen_by_a_peer_is_printed_in_one_line_and_without_control_characters() {
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrLike, UnixAddr, bind, connect, socket,
+    };
+    use std::os::fd::AsRawFd;
+
+    fn told(server: &Path, name: &dyn SockaddrLike) -> String {
+        let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).unwrap();
+        bind(fd.as_raw_fd(), name).unwrap();
+        connect(fd.as_raw_fd(), &UnixAddr::new(server).unwrap()).unwrap();
+        let (mut stream, mut told) = (UnixStream::from(fd), String::new());
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.read_to_string(&mut told).unwrap();
+        told
+    }
+
+    each_poller!().run(|| {
+        let folder = Folder::new();
+        let path = folder.socket();
+        let running = serve(move |event_loop| {
+            UnixServer::bind(event_loop, path)?
+                .on_connect(|conn| {
+                    conn.send(conn.peer_addr().to_string());
+                    conn.finish();
+                })
+                .on_message(|_, _| {})
+                .start()
+        });
+        let evil = "x\nERROR forged: \u{1b}[2J";
+        let escaped = "x\\nERROR forged: \\x1b[2J";
+        let file = folder.socket().with_file_name(evil);
+        let of_file = told(&folder.socket(), &UnixAddr::new(&file).unwrap());
+        assert!(of_file.starts_with("unix:/") && of_file.ends_with(escaped), "{of_file:?}");
+        #[cfg(target_os = "linux")]
+        {
+            let name = format!("{evil} {}", std::process::id());
+            let of_name = UnixAddr::new_abstract(name.as_bytes()).unwrap();
+            let of_name = told(&folder.socket(), &of_name);
+            assert_eq!(of_name, format!("unix:@{escaped} {}", std::process::id()));
+        }
+        drop(running);
+    });
+}
+
 #[test]
 fn tcp_connections_have_no_credentials() {
     each_poller!().run(|| {

@@ -96,20 +96,23 @@ impl fmt::Display for Address {
     }
 }
 
-/// What is not text is printed with escapes.
+/// What is not text, or has control characters in it, is printed with escapes: whoever connects
+/// chooses a name, but not what stands in the next line of our log.
 impl fmt::Display for UnixAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            // Or else it would read as an abstract one.
-            UnixAddress::Path(path) if path.as_os_str().as_bytes().starts_with(b"@") => {
-                write!(f, "unix:./{}", path.display())
-            }
-            UnixAddress::Path(path) => write!(f, "unix:{}", path.display()),
-            UnixAddress::Abstract(name) => match std::str::from_utf8(name) {
-                Ok(name) => write!(f, "unix:@{name}"),
-                Err(_) => write!(f, "unix:@{}", name.escape_ascii()),
+        let (prefix, name) = match self {
+            UnixAddress::Path(path) => match path.as_os_str().as_bytes() {
+                // Or else it would read as an abstract one.
+                name @ [b'@', ..] => ("unix:./", name),
+                name => ("unix:", name),
             },
-            UnixAddress::Unnamed => f.write_str("unix:"),
+            UnixAddress::Abstract(name) => ("unix:@", &name[..]),
+            UnixAddress::Unnamed => return f.write_str("unix:"),
+        };
+        f.write_str(prefix)?;
+        match std::str::from_utf8(name) {
+            Ok(text) if !text.contains(char::is_control) => f.write_str(text),
+            _ => name.escape_ascii().fmt(f),
         }
     }
 }
