@@ -207,3 +207,26 @@ fn one_set_in_the_last_callback_never_fires() {
         assert!(told.try_recv().is_err());
     });
 }
+
+/// It could not fire any more, but would be kept until it is due.
+#[test]
+fn none_is_armed_for_a_connection_that_has_ended() {
+    each_poller!().run(|| {
+        let (tell, told) = channel();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_message(|_, _| {})
+                .on_close(move |conn, _| {
+                    conn.set_timer(1, Duration::ZERO);
+                    let (event_loop, tell) = (conn.event_loop(), tell.clone());
+                    let before = event_loop.metrics().timers;
+                    event_loop.run_after(SHORT, move |event_loop| {
+                        tell.send(event_loop.metrics().timers - before).unwrap();
+                    });
+                })
+                .start()
+        });
+        drop(server.connect());
+        assert_eq!(within(&told), 1, "timers, of which one is the test's");
+    });
+}

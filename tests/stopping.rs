@@ -325,6 +325,26 @@ fn the_loop_goes_on_and_serves_the_same_port_again() {
     });
 }
 
+/// A timer that waits for nothing is kept for as long as the deadline is away.
+#[test]
+fn a_deadline_ends_with_its_server() {
+    each_poller!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let server = echo_on(&event_loop, OWN_ADDRESS.parse().unwrap()).unwrap();
+        for deadline in [20, 10] {
+            server.stop(Duration::from_millis(deadline));
+        }
+        let (tell, told) = mpsc::channel();
+        event_loop.run_after(Duration::from_millis(40), move |event_loop| {
+            tell.send(event_loop.metrics().timers).unwrap();
+            event_loop.quit();
+        });
+        event_loop.run().unwrap();
+        assert!(server.is_ended());
+        assert_eq!(within(&told), 1, "timers, of which one is the test's");
+    });
+}
+
 #[test]
 fn a_stop_amid_a_flood_of_connections_ends_them_all() {
     each_poller!().run(|| {
@@ -782,6 +802,37 @@ fn a_signal_is_one_for_all_servers_of_the_loop() {
         peer.join().unwrap();
         assert!(server.is_ended());
         assert_eq!(within(&closes), "shut down");
+    });
+}
+
+/// A program may make many of them, one after the other.
+#[test]
+fn a_server_that_has_ended_is_not_kept_for_a_signal() {
+    each_poller!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        // Whoever has the server has this.
+        let message: Arc<[u8]> = Arc::from(*b"full");
+        let first = TcpServer::bind(&event_loop, OWN_ADDRESS)
+            .unwrap()
+            .refuse_with(message.clone())
+            .on_message(|_, _| {})
+            .start()
+            .unwrap();
+        first.stop_on_signals(&event_loop, DEADLINE).unwrap();
+        first.stop(Duration::ZERO);
+        let (mut first, observed) = (Some(first), message.clone());
+        event_loop.run_every(Duration::from_millis(1), move |event_loop| {
+            if first.take_if(|first| first.is_ended()).is_some() {
+                let second = echo_on(event_loop, OWN_ADDRESS.parse().unwrap()).unwrap();
+                second.stop_on_signals(event_loop, DEADLINE).unwrap();
+            } else if first.is_none() && Arc::strong_count(&observed) == 2 {
+                event_loop.quit();
+            }
+        });
+        event_loop.run_after(DEADLINE, EventLoop::quit);
+        let start = Instant::now();
+        event_loop.run().unwrap();
+        assert!(start.elapsed() < DEADLINE, "it is kept");
     });
 }
 

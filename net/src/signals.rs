@@ -14,6 +14,7 @@ pub(crate) trait Stops {
     /// The loop it was started on.
     fn base(&self) -> &LoopHandle;
     fn begin_stop(&self, deadline: Duration);
+    fn has_ended(&self) -> bool;
     /// On the base loop: calls `f` when it has ended; at once if it has already.
     fn when_done(&self, event_loop: &EventLoop, f: Continuation);
 }
@@ -47,7 +48,10 @@ pub(crate) fn stop_on_signals(
             event_loop.remove_signal(interrupt);
         })?;
     }
-    stop.servers.borrow_mut().push((server, deadline));
+    let mut servers = stop.servers.borrow_mut();
+    // Who makes many, one after the other, must not pay for all that there ever were.
+    servers.retain(|(server, _)| !server.has_ended());
+    servers.push((server, deadline));
     Ok(())
 }
 

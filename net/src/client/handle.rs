@@ -142,6 +142,10 @@ impl Stops for ClientHandle {
         self.stop(deadline);
     }
 
+    fn has_ended(&self) -> bool {
+        self.is_ended()
+    }
+
     fn when_done(&self, event_loop: &EventLoop, f: Continuation) {
         connecting::when_done(event_loop, self.shared.id, f);
     }

@@ -266,9 +266,13 @@ impl Core {
 
 /// Timers.
 impl Core {
-    /// Arms the program's timer `key`, in place of the one with this key, if that is armed.
+    /// Arms the program's timer `key`, in place of the one with this key, if that is armed. Not when
+    /// the connection has ended: nobody would cancel it then, and it would be kept until it is due.
     pub(super) fn set_timer(&self, event_loop: &EventLoop, key: u64, after: Duration) {
         self.cancel_timer(event_loop, key);
+        if self.state.is_ended() {
+            return;
+        }
         let place = self.place();
         let timer = event_loop.run_after(after, move |event_loop| {
             if let Some(resident) = event_loop.local::<Registry>().get(place) {

@@ -179,6 +179,10 @@ impl Stops for ServerHandle {
         self.stop(deadline);
     }
 
+    fn has_ended(&self) -> bool {
+        self.is_ended()
+    }
+
     fn when_done(&self, event_loop: &EventLoop, f: Continuation) {
         serving::when_done(event_loop, self.shared.id, f);
     }

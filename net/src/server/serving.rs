@@ -20,7 +20,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use ruduo_reactor::{EventLoop, LoopHandle, LoopPool, Token};
+use ruduo_reactor::{EventLoop, LoopHandle, LoopPool, TimerId, Token};
 
 use super::Settings;
 use super::admission::{Farewell, Refusal};
@@ -359,6 +359,8 @@ trait Serve {
     fn stop(&self, event_loop: &EventLoop, deadline: Instant, first: bool);
     /// Cuts what is left now.
     fn cut(&self, event_loop: &EventLoop);
+    /// Nothing is left.
+    fn forget_deadline(&self, event_loop: &EventLoop);
 }
 
 struct LoopServer<F> {
@@ -367,6 +369,8 @@ struct LoopServer<F> {
     factory: Rc<RefCell<F>>,
     /// If the loop accepts for itself.
     acceptor: Cell<Option<Token>>,
+    /// The earliest deadline of those who have stopped it, and the timer that cuts then.
+    cut_at: Cell<Option<(Instant, TimerId)>>,
 }
 
 impl<F, H> LoopServer<F>
@@ -394,9 +398,26 @@ where
             let entrance = Entrance::new(event_loop, shared, None);
             acceptor.set(Some(Acceptor::start(event_loop, listener, entrance)?));
         }
-        let server = LoopServer { shared: shared.clone(), context, factory, acceptor };
-        event_loop.local::<Servers>().serving.insert(shared.id, Rc::new(server));
+        let (shared, cut_at) = (shared.clone(), Cell::new(None));
+        let server = LoopServer { shared, context, factory, acceptor, cut_at };
+        event_loop.local::<Servers>().serving.insert(server.shared.id, Rc::new(server));
         Ok(())
+    }
+
+    /// Cuts what is left at the deadline, unless that is to be done earlier anyway.
+    fn cut_by(&self, event_loop: &EventLoop, deadline: Instant) {
+        if self.cut_at.get().is_some_and(|(earlier, _)| earlier <= deadline) {
+            return;
+        }
+        let id = self.shared.id;
+        let timer = event_loop.run_at(deadline, move |event_loop| {
+            if let Some(server) = event_loop.local::<Servers>().serving.get(id) {
+                server.cut(event_loop);
+            }
+        });
+        if let Some((_, later)) = self.cut_at.replace(Some((deadline, timer))) {
+            event_loop.cancel(later);
+        }
     }
 }
 
@@ -417,15 +438,11 @@ where
     }
 
     fn stop(&self, event_loop: &EventLoop, deadline: Instant, first: bool) {
-        let (context, id) = (&self.context, self.shared.id);
-        event_loop.run_at(deadline, move |event_loop| {
-            if let Some(server) = event_loop.local::<Servers>().serving.get(id) {
-                server.cut(event_loop);
-            }
-        });
+        self.cut_by(event_loop, deadline);
         if !first {
             return;
         }
+        let (context, id) = (&self.context, self.shared.id);
         if let Some(acceptor) = self.acceptor.take() {
             event_loop.deregister(acceptor);
         }
@@ -436,6 +453,9 @@ where
         let base = self.shared.base.clone();
         context.when_empty(event_loop, move |event_loop| {
             let server = event_loop.local::<Servers>().serving.remove(id);
+            if let Some(server) = &server {
+                server.forget_deadline(event_loop);
+            }
             // Its factory is the user's; the loop drops it when nothing is borrowed.
             event_loop.defer(move |_| drop(server));
             report(&base, id);
@@ -446,6 +466,12 @@ where
         let context = &self.context;
         for resident in context.registry.select(|core| core.belongs_to(context)) {
             resident.core().end(event_loop, CloseReason::Stopped);
+        }
+    }
+
+    fn forget_deadline(&self, event_loop: &EventLoop) {
+        if let Some((_, timer)) = self.cut_at.take() {
+            event_loop.cancel(timer);
         }
     }
 }
