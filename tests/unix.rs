@@ -16,7 +16,9 @@ use std::time::Duration;
 use common::program::{Program, binary};
 use common::{DEADLINE, Running, serve, within};
 use nix::sys::signal::Signal;
-use ruduo::{Address, EventLoop, Server, ServerHandle, TcpServer, UnixAddress, UnixServer};
+use ruduo::{
+    Address, EventLoop, Retry, Server, ServerHandle, TcpServer, UnixAddress, UnixClient, UnixServer,
+};
 
 /// A folder that goes with the test.
 struct Folder(PathBuf);
@@ -192,6 +194,54 @@ fn a_connection_tells_whose_it_is() {
         let (uid, pid) = (nix::unistd::getuid(), Some(std::process::id()));
         assert_eq!(told, format!("{uid} {pid:?} unix:"));
         drop(running);
+    });
+}
+
+/// It is known by that path, however often it connects, and leaves nothing there.
+#[test]
+fn a_client_with_a_path_of_its_own_connects_again_and_again() {
+    each_poller!().run(|| {
+        let folder = Folder::new();
+        let (path, own) = (folder.socket(), folder.socket().with_file_name("own"));
+        // Somebody was here before and has crashed.
+        drop(UnixListener::bind(&own).unwrap());
+        let event_loop = EventLoop::new().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        UnixServer::bind(&event_loop, path.clone())
+            .unwrap()
+            .on_connect(move |conn| {
+                tell.send(conn.peer_addr().to_string()).unwrap();
+                conn.finish();
+            })
+            .on_message(|_, _| {})
+            .start()
+            .unwrap();
+        let client = UnixClient::connect(&event_loop, path)
+            .bind_local(UnixAddress::Path(own.clone()))
+            .retry(Retry::exponential().between(Duration::ZERO, Duration::ZERO).at_most(3))
+            .on_connect_failed(|event_loop, failure| {
+                if failure.retry_in.is_none() {
+                    event_loop.quit();
+                }
+            })
+            .on_message(|_, _| {})
+            .start()
+            .unwrap();
+        let observed = client.clone();
+        event_loop.run_every(Duration::from_millis(1), move |event_loop| {
+            if observed.connections() >= 3 {
+                observed.stop(Duration::ZERO);
+            }
+            if observed.is_ended() {
+                event_loop.quit();
+            }
+        });
+        event_loop.run().unwrap();
+        assert_eq!(client.failures(), 0);
+        for _ in 0..3 {
+            assert_eq!(within(&told), format!("unix:{}", own.display()));
+        }
+        assert!(!own.exists(), "its file is left behind");
     });
 }
 

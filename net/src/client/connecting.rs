@@ -22,13 +22,14 @@ use ruduo_reactor::{Channel, Event, EventLoop, Interest, Source, TimerId, Token}
 
 use super::failure::{ConnectError, ConnectFailure};
 use super::handle::{ClientHandle, Shared};
-use super::race::{self, Outcome, Race, STAGGER};
+use super::race::{self, Dialled, Outcome, Race, STAGGER};
 use super::resolver::{self, Answer, Question};
 use super::{Settings, retry};
 use crate::by_id::ById;
 use crate::connection::endpoint::Endpoint;
 use crate::context::Context;
 use crate::end::Continuation;
+use crate::listener::SocketFile;
 use crate::registry::Resident;
 use crate::transport::{self, Plain};
 use crate::{Address, Addresses, CloseReason, Connection, ConnectionHandle, Handler};
@@ -84,6 +85,7 @@ where
         timer: Cell::new(None),
         cut_at: Cell::new(None),
         failures: Cell::new(0),
+        file: RefCell::default(),
         when_done: RefCell::default(),
     };
     event_loop.local::<Clients>().insert(id, Rc::new(worker));
@@ -119,6 +121,8 @@ struct Worker {
     cut_at: Cell<Option<Instant>>,
     /// Attempts in a row that have failed.
     failures: Cell<u32>,
+    /// That of the connection, if it was given a path of its own.
+    file: RefCell<Option<SocketFile>>,
     when_done: RefCell<Vec<Continuation>>,
 }
 
@@ -176,9 +180,12 @@ impl Worker {
     fn next(&self, event_loop: &EventLoop) {
         while let Some(address) = self.next_address() {
             match race::connect(&self.settings, &address) {
-                Ok(Outcome::Connected(fd)) => return self.connected(event_loop, fd, address),
-                Ok(Outcome::InProgress(fd)) => {
-                    let source = Connecting { client: self.shared.id, fd };
+                Ok(Outcome::Connected(dialled)) => {
+                    return self.connected(event_loop, dialled, address);
+                }
+                Ok(Outcome::InProgress(Dialled { fd, file })) => {
+                    let (client, file) = (self.shared.id, RefCell::new(file));
+                    let source = Connecting { client, fd, file };
                     let channel = Channel::from_source(Rc::new(source), Interest::WRITE);
                     match event_loop.register(channel) {
                         Ok(token) => return self.in_progress(event_loop, token, address),
@@ -212,7 +219,7 @@ impl Worker {
     }
 
     /// One of those that run has come to an end.
-    fn answered(&self, event_loop: &EventLoop, token: Token, fd: &OwnedFd) {
+    fn answered(&self, event_loop: &EventLoop, token: Token, socket: &Connecting) {
         let found = match &mut *self.phase.borrow_mut() {
             Phase::Connecting(race) => {
                 let index = race.running.iter().position(|(running, _)| *running == token);
@@ -223,9 +230,11 @@ impl Worker {
         let Some(address) = found else { return };
         event_loop.deregister(token);
         // The loop holds the source, and with it the descriptor, until the end of the turn.
+        let (fd, file) = (&socket.fd, socket.file.take());
         match race::answer(fd).and_then(|()| fd.try_clone()) {
-            Ok(fd) => self.connected(event_loop, fd, address),
+            Ok(fd) => self.connected(event_loop, Dialled { fd, file }, address),
             Err(e) => {
+                drop(file);
                 self.note(address, ConnectError::of(&e));
                 self.next_at_once(event_loop);
             }
@@ -260,7 +269,8 @@ impl Worker {
         self.failed(event_loop, first, tried);
     }
 
-    fn connected(&self, event_loop: &EventLoop, fd: OwnedFd, address: Address) {
+    fn connected(&self, event_loop: &EventLoop, dialled: Dialled, address: Address) {
+        let Dialled { fd, file } = dialled;
         if race::is_to_itself(&fd, &address) {
             // With a reset, so that the port is free for its server at once.
             if let Err(e) = transport::reset_on_close(fd.as_fd()) {
@@ -275,9 +285,11 @@ impl Worker {
             return self.end(event_loop);
         }
         self.phase.replace(Phase::Connected);
+        self.file.replace(file);
         match (self.open)(event_loop, fd, address.clone()) {
             Ok(()) => self.failures.set(0),
             Err(e) => {
+                drop(self.file.take());
                 let error = ConnectError::of(&e);
                 self.failed(event_loop, error.clone(), vec![(address, error)]);
             }
@@ -328,6 +340,7 @@ impl Worker {
     /// The connection has closed.
     fn closed(&self, event_loop: &EventLoop) {
         self.shared.set_connection(None);
+        drop(self.file.take());
         match self.settings.retry.delay(1, retry::chance()) {
             Some(delay) if !self.is_over() => {
                 self.phase.replace(Phase::Waiting);
@@ -423,6 +436,8 @@ impl Drop for Worker {
 struct Connecting {
     client: u64,
     fd: OwnedFd,
+    /// If it has a path of its own.
+    file: RefCell<Option<SocketFile>>,
 }
 
 impl Source for Connecting {
@@ -436,7 +451,7 @@ impl Source for Connecting {
 
     fn on_event(self: Rc<Self>, event_loop: &EventLoop, event: Event) {
         with(event_loop, self.client, |worker| {
-            worker.answered(event_loop, event.token, &self.fd);
+            worker.answered(event_loop, event.token, &self);
         });
     }
 }

@@ -20,6 +20,7 @@ use ruduo_reactor::{TimerId, Token};
 use super::Settings;
 use super::failure::ConnectError;
 use crate::Address;
+use crate::listener::SocketFile;
 
 /// "Connection Attempt Delay", RFC 8305, section 5.
 pub(super) const STAGGER: Duration = Duration::from_millis(250);
@@ -38,10 +39,17 @@ impl Race {
     }
 }
 
+/// A socket that connects, or has connected.
+pub(super) struct Dialled {
+    pub(super) fd: OwnedFd,
+    /// If it has a path of its own.
+    pub(super) file: Option<SocketFile>,
+}
+
 /// What has become of one address.
 pub(super) enum Outcome {
-    Connected(OwnedFd),
-    InProgress(OwnedFd),
+    Connected(Dialled),
+    InProgress(Dialled),
 }
 
 /// Begins to connect to one address.
@@ -52,19 +60,30 @@ pub(super) fn connect(settings: &Settings, address: &Address) -> io::Result<Outc
         setsockopt(&fd, sockopt::TcpNoDelay, nodelay)?;
     }
     limits.tcp.set_on(fd.as_fd(), address)?;
-    if let Some(local) = local {
-        if matches!(local, Address::Ip(_)) {
-            setsockopt(&fd, sockopt::ReuseAddr, &true)?;
-        }
-        socket::bind(fd.as_fd(), local)?;
-    }
-    match socket::connect(fd.as_fd(), address) {
-        Ok(()) => Ok(Outcome::Connected(fd)),
+    let file = match local {
+        Some(local) => bind(&fd, local)?,
+        None => None,
+    };
+    let dialled = Dialled { fd, file };
+    match socket::connect(dialled.fd.as_fd(), address) {
+        Ok(()) => Ok(Outcome::Connected(dialled)),
         Err(e) if e.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {
-            Ok(Outcome::InProgress(fd))
+            Ok(Outcome::InProgress(dialled))
         }
         Err(e) => Err(e),
     }
+}
+
+/// Gives a socket an address of its own.
+fn bind(fd: &OwnedFd, local: &Address) -> io::Result<Option<SocketFile>> {
+    if let Some(path) = local.path() {
+        return SocketFile::bind(fd.as_fd(), path, local).map(Some);
+    }
+    if matches!(local, Address::Ip(_)) {
+        setsockopt(fd, sockopt::ReuseAddr, &true)?;
+    }
+    socket::bind(fd.as_fd(), local)?;
+    Ok(None)
 }
 
 /// The other side's answer.
