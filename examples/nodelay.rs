@@ -114,7 +114,7 @@ fn median(
 ) -> io::Result<Duration> {
     let mut stream = TcpStream::connect(server)?;
     stream.set_nodelay(nodelay)?;
-    let mut times = Vec::with_capacity(rounds);
+    let mut times = Vec::new();
     for _ in 0..rounds {
         let start = Instant::now();
         ask(&mut stream)?;

@@ -61,7 +61,7 @@ fn main() -> ExitCode {
     })
 }
 
-fn soak(time: Duration, peers: u64, threads: usize, seed: u64) -> io::Result<()> {
+fn soak(time: Duration, peers: u16, threads: usize, seed: u64) -> io::Result<()> {
     let descriptors = open_descriptors();
     let crowd = Arc::new(Crowd::default());
     {
@@ -79,13 +79,14 @@ fn soak(time: Duration, peers: u64, threads: usize, seed: u64) -> io::Result<()>
         let conductor = {
             let (crowd, server, handle) = (crowd.clone(), server.clone(), event_loop.handle());
             thread::spawn(move || {
-                conduct(&crowd, &server, &pool, time, peers, seed);
+                let outcome = conduct(&crowd, &server, &pool, time, peers, seed);
                 drop(pool);
                 handle.quit();
+                outcome
             })
         };
         event_loop.run()?;
-        conductor.join().map_err(|_| io::Error::other("the conductor of the soak panicked"))?;
+        conductor.join().map_err(|_| io::Error::other("the conductor of the soak panicked"))??;
         log::info!("{}", server.metrics());
     }
     crowd.judge(descriptors)
@@ -129,22 +130,30 @@ fn conduct(
     server: &ServerHandle,
     pool: &LoopPool,
     time: Duration,
-    peers: u64,
+    peers: u16,
     seed: u64,
-) {
-    let Some(address) = server.local_addr().as_ip() else { return };
+) -> io::Result<()> {
+    let Some(address) = server.local_addr().as_ip() else { return Ok(()) };
     let begin = Instant::now();
-    let mut threads: Vec<JoinHandle<()>> = (0..peers)
-        .map(|i| {
-            let crowd = crowd.clone();
-            let mut chance = Chance::new(seed.wrapping_mul(1_000_003).wrapping_add(i));
-            thread::spawn(move || {
-                while !crowd.is_over() {
-                    crowd.connection(address, &mut chance);
-                }
-            })
-        })
-        .collect();
+    let (mut threads, mut outcome) = (Vec::new(), Ok(()));
+    for i in 0..peers {
+        let of_peer = crowd.clone();
+        let mut chance = Chance::new(seed.wrapping_mul(1_000_003).wrapping_add(i.into()));
+        let peer = move || {
+            while !of_peer.is_over() {
+                of_peer.connection(address, &mut chance);
+            }
+        };
+        match thread::Builder::new().spawn(peer) {
+            Ok(thread) => threads.push(thread),
+            Err(e) => {
+                let why = format!("starting peer {} of {peers}: {e}", i + 1);
+                outcome = Err(io::Error::new(e.kind(), why));
+                crowd.stop.store(true, Ordering::Relaxed);
+                break;
+            }
+        }
+    }
     threads.push(interrupt(crowd));
     threads.push(run_short(crowd, seed));
 
@@ -178,6 +187,7 @@ fn conduct(
         log::error!("{e}");
     }
     crowd.refused.store(server.metrics().refused.total(), Ordering::Relaxed);
+    outcome
 }
 
 /// Sends a signal to the process a thousand times a second.
