@@ -17,7 +17,8 @@ use common::program::{Program, binary};
 use common::{DEADLINE, Running, serve, within};
 use nix::sys::signal::Signal;
 use ruduo::{
-    Address, EventLoop, Retry, Server, ServerHandle, TcpServer, UnixAddress, UnixClient, UnixServer,
+    Address, EventLoop, LoopThread, Retry, Server, ServerHandle, TcpServer, UnixAddress,
+    UnixClient, UnixServer,
 };
 
 /// A folder that goes with the test.
@@ -242,6 +243,48 @@ fn a_client_with_a_path_of_its_own_connects_again_and_again() {
             assert_eq!(within(&told), format!("unix:{}", own.display()));
         }
         assert!(!own.exists(), "its file is left behind");
+    });
+}
+
+/// As over a network: there it is the kernel that waits.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_client_waits_for_room_in_the_queue_of_a_server() {
+    use nix::sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, listen, socket,
+    };
+    use std::os::fd::AsRawFd;
+
+    each_poller!().run(|| {
+        let folder = Folder::new();
+        let path = folder.socket();
+        let listener = UnixListener::bind(&path).unwrap();
+        listen(&listener, Backlog::new(1).unwrap()).unwrap();
+        let address = UnixAddr::new(&path).unwrap();
+        let mut first = Vec::new();
+        loop {
+            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+            let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+            match connect(fd.as_raw_fd(), &address) {
+                Ok(()) => first.push(fd),
+                Err(e) => break assert_eq!(e, nix::errno::Errno::EAGAIN),
+            }
+        }
+        let (tell, told) = std::sync::mpsc::channel();
+        let (failed, tried) = (tell.clone(), tell.clone());
+        let thread = LoopThread::spawn("test-loop", EventLoop::builder(), move |event_loop| {
+            UnixClient::connect(event_loop, path)
+                .on_connect_failed(move |_, failure| failed.send(failure.to_string()).unwrap())
+                .on_connect(move |_| tell.send("connected".to_owned()).unwrap())
+                .on_message(|_, _| {})
+                .start()?;
+            event_loop.defer(move |_| tried.send("tried".to_owned()).unwrap());
+            Ok(())
+        });
+        assert_eq!(within(&told), "tried");
+        let accepted: Vec<_> = first.iter().map(|_| listener.accept().unwrap()).collect();
+        assert_eq!(within(&told), "connected");
+        drop((accepted, thread.unwrap()));
     });
 }
 

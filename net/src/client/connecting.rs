@@ -192,6 +192,7 @@ impl Worker {
                         Err(e) => self.note(address, ConnectError::of(&e)),
                     }
                 }
+                Err(e) if race::is_busy(&e, &address) => return self.later(event_loop, address),
                 Err(e) => self.note(address, ConnectError::of(&e)),
             }
         }
@@ -206,16 +207,28 @@ impl Worker {
     }
 
     fn in_progress(&self, event_loop: &EventLoop, token: Token, address: Address) {
-        let id = self.shared.id;
         if let Phase::Connecting(race) = &mut *self.phase.borrow_mut() {
             race.running.push((token, address));
             if !race.left.is_empty() {
-                let next = move |event_loop: &EventLoop| {
-                    with(event_loop, id, |worker| worker.next(event_loop));
-                };
-                race.stagger = Some(event_loop.run_after(STAGGER, next));
+                race.stagger = Some(self.next_after(event_loop, STAGGER));
             }
         }
+    }
+
+    /// This one has no room now; it is asked again when those that are left have been, until the
+    /// attempt has taken too long.
+    fn later(&self, event_loop: &EventLoop, address: Address) {
+        if let Phase::Connecting(race) = &mut *self.phase.borrow_mut() {
+            race.left.push_back(address);
+            race.stagger = Some(self.next_after(event_loop, race::BUSY));
+        }
+    }
+
+    fn next_after(&self, event_loop: &EventLoop, delay: Duration) -> TimerId {
+        let id = self.shared.id;
+        event_loop.run_after(delay, move |event_loop| {
+            with(event_loop, id, |worker| worker.next(event_loop));
+        })
     }
 
     /// One of those that run has come to an end.

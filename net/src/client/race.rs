@@ -25,6 +25,9 @@ use crate::listener::SocketFile;
 /// "Connection Attempt Delay", RFC 8305, section 5.
 pub(super) const STAGGER: Duration = Duration::from_millis(250);
 
+/// How long to leave a Unix server alone whose queue of connections is full.
+pub(super) const BUSY: Duration = Duration::from_millis(10);
+
 #[derive(Default)]
 pub(super) struct Race {
     pub(super) left: VecDeque<Address>,
@@ -72,6 +75,12 @@ pub(super) fn connect(settings: &Settings, address: &Address) -> io::Result<Outc
         }
         Err(e) => Err(e),
     }
+}
+
+/// Whether a server's queue of connections is full. Over a network the kernel goes on asking until
+/// there is room, or a timeout. To a Unix socket it says so at once, and does not tell when there is.
+pub(super) fn is_busy(error: &io::Error, address: &Address) -> bool {
+    matches!(address, Address::Unix(_)) && error.kind() == io::ErrorKind::WouldBlock
 }
 
 /// Gives a socket an address of its own.
