@@ -13,12 +13,12 @@ use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use common::{DEADLINE, serve, within};
-use dialling::{Told, nobody, plain, quick, scene, start};
+use common::{DEADLINE, eventually, open_fds, serve, within};
+use dialling::{Told, full, nobody, plain, quick, scene, start};
 use nix::sys::signal::{Signal, raise};
 use ruduo::{
-    Buffer, CloseReason, ConnectError, Connection, EventLoop, Handler, TcpClient, TcpServer,
-    UnixAddress, UnixClient,
+    Address, Buffer, CloseReason, ConnectError, Connection, EventLoop, Handler, LoopThread, Retry,
+    TcpClient, TcpServer, UnixAddress, UnixClient,
 };
 
 /// With a pause between two of them, it would take a minute.
@@ -32,6 +32,99 @@ fn as_soon_as_an_address_fails_the_next_one_is_tried() {
         addresses.push(server.addr());
         let scene = scene(addresses, Box::new(|client| client.connect_timeout(DEADLINE / 2)));
         assert_eq!(within(&scene.told), Told::Connected(server.addr().into()));
+        scene.client.stop(Duration::ZERO);
+        scene.client.wait().unwrap();
+    });
+}
+
+/// The next one has its quarter of a second from where the last one began, and not from where one
+/// began that has failed since. What failed before the time was over is told as well.
+#[test]
+fn after_a_failure_the_pause_between_two_attempts_begins_anew() {
+    alone!().run(|| {
+        let refuses = nobody();
+        let (silent, _fds): (Vec<_>, Vec<_>) = (0..3).map(|_| full()).unzip();
+        let addresses = [refuses, silent[0], silent[1], silent[2]];
+        // The third of those that are silent has its turn after half a second, or later.
+        let timeout = Duration::from_millis(400);
+        let scene = scene(addresses, Box::new(move |client| client.connect_timeout(timeout)));
+        let Told::Failed { error, tried, .. } = within(&scene.told) else { panic!() };
+        assert_eq!(error, ConnectError::TimedOut);
+        let expected = [
+            (refuses, ConnectError::Refused),
+            (silent[0], ConnectError::TimedOut),
+            (silent[1], ConnectError::TimedOut),
+        ];
+        let expected = expected.map(|(address, error)| (Address::from(address), error));
+        // A busy loop may get to fewer.
+        assert!(tried.len() >= 2 && expected.starts_with(&tried), "{tried:?}");
+        scene.client.wait().unwrap();
+    });
+}
+
+/// Nor does one that was given up hurry the next one.
+#[test]
+fn each_attempt_has_the_pause_between_addresses_for_itself() {
+    alone!().run(|| {
+        let (silent, _fds): (Vec<_>, Vec<_>) = (0..2).map(|_| full()).unzip();
+        // Less than the pause.
+        let timeout = Duration::from_millis(200);
+        let scene = scene(
+            &silent[..],
+            Box::new(move |client| client.connect_timeout(timeout).retry(quick().at_most(2))),
+        );
+        for _ in 0..3 {
+            let Told::Failed { tried, .. } = within(&scene.told) else { panic!() };
+            assert_eq!(tried, [(Address::from(silent[0]), ConnectError::TimedOut)]);
+        }
+        scene.client.wait().unwrap();
+    });
+}
+
+/// When its time is over or the client is stopped, and not only when the loop ends.
+#[test]
+fn an_attempt_that_is_given_up_leaves_no_socket() {
+    let hour = Duration::from_secs(3600);
+    alone!().run(|| {
+        for timeout in [Duration::from_millis(50), hour] {
+            let (address, fds) = full();
+            let sockets = || open_fds().values().filter(|to| to.starts_with("socket:")).count();
+            let retry = Retry::exponential().between(hour, hour);
+            let scene = scene(
+                address,
+                Box::new(move |client| client.connect_timeout(timeout).retry(retry)),
+            );
+            if timeout == hour {
+                eventually("it tries", || sockets() == fds.len() + 1);
+                scene.client.stop(Duration::ZERO);
+                scene.client.wait().unwrap();
+            } else {
+                assert!(matches!(within(&scene.told), Told::Failed { again: true, .. }));
+            }
+            eventually("there are those of the listener alone", || sockets() == fds.len());
+            scene.client.stop(Duration::ZERO);
+            scene.client.wait().unwrap();
+        }
+    });
+}
+
+/// While a client waits for the next attempt there is none.
+#[test]
+fn a_connection_that_has_closed_cannot_be_reached_any_more() {
+    alone!().run(|| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_connect(|conn| conn.close())
+                .on_message(|_, _| {})
+                .start()
+        });
+        let hour = Duration::from_secs(3600);
+        let retry = Retry::exponential().between(hour, hour);
+        let scene = scene(server.addr(), Box::new(move |client| client.retry(retry)));
+        assert!(matches!(within(&scene.told), Told::Connected(_)));
+        assert!(matches!(within(&scene.told), Told::Closed(_)));
+        eventually("it is gone", || scene.client.connection().is_none());
+        assert!(!scene.client.is_ended());
         scene.client.stop(Duration::ZERO);
         scene.client.wait().unwrap();
     });
@@ -176,6 +269,48 @@ fn b62_a_handler_is_told_once_that_its_client_stops() {
         client.wait().unwrap();
         thread.join().unwrap();
         assert_eq!(told.try_iter().count(), 0);
+    });
+}
+
+/// Nor that of their common loop.
+#[test]
+fn b62_a_client_that_is_stopped_is_no_end_for_another() {
+    alone!().run(|| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_message(|conn, input| conn.send_buffer(input))
+                .start()
+        });
+        let (tell, told) = mpsc::channel();
+        let (give, given) = mpsc::channel();
+        let address = server.addr();
+        let thread = LoopThread::spawn("clients", EventLoop::builder(), move |event_loop| {
+            for name in ["first", "second"] {
+                let [connects, stops, messages, closes] = [(); 4].map(|()| tell.clone());
+                let client = TcpClient::connect(event_loop, address)
+                    .on_connect(move |_| connects.send((name, "connected".to_owned())).unwrap())
+                    .on_stopping(move |_| stops.send((name, "stopping".to_owned())).unwrap())
+                    .on_message(move |_, input| {
+                        input.clear();
+                        messages.send((name, "message".to_owned())).unwrap();
+                    })
+                    .on_close(move |_, reason| closes.send((name, reason.to_string())).unwrap())
+                    .start()?;
+                give.send(client).unwrap();
+            }
+            Ok(())
+        })
+        .unwrap();
+        let (first, second) = (within(&given), within(&given));
+        (0..2).for_each(|_| assert_eq!(within(&told).1, "connected"));
+        first.stop(Duration::from_millis(50));
+        first.wait().unwrap();
+        assert_eq!(within(&told), ("first", "stopping".into()));
+        assert_eq!(within(&told), ("first", "cut at the stop's deadline".into()));
+        second.connection().unwrap().send("are you there?").unwrap();
+        assert_eq!(within(&told), ("second", "message".into()));
+        thread.join().unwrap();
+        assert_eq!(within(&told), ("second", "the event loop ended".into()));
     });
 }
 

@@ -55,6 +55,35 @@ fn b26_each_crossing_is_told_once_and_reading_pauses_between() {
     });
 }
 
+/// As much as the mark allows is not too much.
+#[test]
+fn b26_output_at_the_mark_is_not_above_it() {
+    const HIGH: usize = 2 * MIB;
+    each_poller!().run(|| {
+        let (this, _peer) = recorded(|server| server.water_marks(MIB, HIGH));
+        loop {
+            this.call(|conn| conn.send(vec![0; HIGH - conn.pending_output()]));
+            this.let_turn();
+            let (tell, told) = channel();
+            this.call(move |conn| {
+                let (pending, at_the_mark) = (conn.pending_output(), conn.wants_input());
+                if pending == HIGH {
+                    conn.send("x");
+                }
+                tell.send((pending == HIGH, at_the_mark, conn.wants_input())).unwrap();
+            });
+            // Some has left: the kernel has yet to be filled.
+            let (true, at_the_mark, above_it) = within(&told) else { continue };
+            assert!(at_the_mark && !above_it, "{at_the_mark} at the mark, {above_it} above it");
+            break;
+        }
+        // The kernel may have taken all that there was before.
+        let mut told = std::iter::repeat_with(|| within(&this.told));
+        let first = told.find(|told| *told != Told::WriteComplete);
+        assert_eq!(first, Some(Told::HighWater(HIGH + 1)));
+    });
+}
+
 /// What the kernel takes as soon as it is asked is no back pressure, also if it has to be asked
 /// twice because it is in many pieces.
 #[test]

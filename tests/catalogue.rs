@@ -80,14 +80,12 @@ fn each_row_names_tests_that_exist() {
 }
 
 #[test]
-fn each_mechanism_is_in_files_that_exist() {
+fn each_row_names_mechanisms_in_files_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (_, mechanisms) = catalogue();
     let numbers: Vec<_> = rows(&mechanisms).map(|(number, _)| number).collect();
-    assert!(
-        numbers.is_sorted_by(|a, b| a < b),
-        "each row stands there once, in order: {numbers:?}"
-    );
+    let tested = (1..=ROWS).filter(|number| !UNTESTED.contains(number));
+    assert_eq!(numbers, Vec::from_iter(tested), "each row stands there once, in order");
     for (number, line) in rows(&mechanisms) {
         // Every other piece stands in quotes.
         for file in line.split('`').skip(1).step_by(2).filter(|quoted| quoted.contains('/')) {

@@ -5,7 +5,7 @@
 mod common;
 
 use std::cell::RefCell;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
@@ -114,6 +114,34 @@ fn what_on_connect_sends_leaves_and_a_dropped_handle_changes_nothing() {
             });
             event_loop.run().unwrap();
         });
+    });
+}
+
+/// It waits for the handler. Nothing else happens to the connection that could take it along.
+#[test]
+fn what_is_sent_before_a_connection_has_begun_leaves() {
+    each_poller!().run(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        far.set_read_timeout(Some(DEADLINE)).unwrap();
+        let event_loop = EventLoop::new().unwrap();
+        event_loop.defer(move |event_loop| {
+            let client = TcpClient::from_stream(event_loop, stream).unwrap();
+            client.serve(|_| Collector::default()).unwrap().send("hello").unwrap();
+        });
+        let mut bytes = [0; 5];
+        std::thread::scope(|scope| {
+            let peer = scope.spawn(|| {
+                let outcome = far.read_exact(&mut bytes);
+                // Ends the connection, and with it the loop.
+                far.shutdown(Shutdown::Write).unwrap();
+                outcome
+            });
+            event_loop.run().unwrap();
+            peer.join().unwrap().expect("it never left");
+        });
+        assert_eq!(bytes, *b"hello");
     });
 }
 

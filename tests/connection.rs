@@ -70,6 +70,24 @@ fn b11_reset_alone_is_one_close_with_the_error() {
     });
 }
 
+/// The end of the peer's stream, once, and the other direction goes on.
+#[test]
+fn b14_a_receive_of_no_bytes_is_the_end_of_the_stream() {
+    each_poller!().run(|| {
+        let (this, peer) = recorded_open(|server| server.linger(DEADLINE));
+        peer.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(within(&this.told), Told::HalfClose);
+        assert!(this.turns_in(WINDOW) < FEW_TURNS);
+        this.call(|conn| {
+            conn.send("goodbye");
+            conn.shutdown();
+        });
+        assert_eq!(read_to_end(&peer).unwrap(), b"goodbye");
+        assert_eq!(within(&this.told), Told::WriteComplete);
+        assert_eq!(this.closed(), "PeerClosed");
+    });
+}
+
 #[test]
 fn b12_fin_with_data_is_seen_after_all_data() {
     each_poller!().run(|| {

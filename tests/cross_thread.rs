@@ -399,6 +399,22 @@ fn b29_posted_calls_find_what_is_in_the_box() {
     });
 }
 
+/// Whatever is on its way before it: it is for the input that is at hand.
+#[test]
+fn b29_a_pause_on_the_loops_thread_waits_for_nothing() {
+    each_poller!().run(|| {
+        let (results, result) = channel();
+        let (_running, _peer) = on_cue(move |conn| {
+            let handle = conn.handle();
+            elsewhere(move || handle.send("x").unwrap());
+            let before = conn.wants_input();
+            conn.handle().pause_reading().unwrap();
+            results.send((before, conn.wants_input())).unwrap();
+        });
+        assert_eq!(within(&result), (true, false));
+    });
+}
+
 /// Another thread pauses, and then the loop, which knows of it, resumes.
 #[test]
 fn b29_a_resume_does_not_come_before_the_pause_it_ends() {

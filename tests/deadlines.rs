@@ -507,24 +507,41 @@ fn b22_the_looks_at_a_connection_are_few() {
     });
 }
 
+/// How many turns a loop makes while a connection is idle for as long as it may be: one for each
+/// look, if nobody else has anything to do.
+fn turns_until_idle(time: Duration) -> u64 {
+    let (tell, told) = channel();
+    let tell_end = tell.clone();
+    let turns = |conn: &Connection<'_>| conn.event_loop().metrics().turns;
+    let server = serve(move |event_loop| {
+        TcpServer::bind(event_loop, "127.0.0.1:0")?
+            .idle_timeout(time)
+            .on_connect(move |conn| tell.send(turns(conn)).unwrap())
+            .on_message(|_, input| input.clear())
+            .on_close(move |conn, _| tell_end.send(turns(conn)).unwrap())
+            .start()
+    });
+    let _peer = server.connect();
+    let (begins, ends) = (within(&told), within(&told));
+    ends - begins
+}
+
 /// What is over in an instant is not looked at all the time until then.
 #[test]
 fn b22_the_looks_at_a_connection_with_a_short_time_are_fewer() {
     alone!().run(|| {
-        let (tell, told) = channel();
-        let tell_end = tell.clone();
-        let turns = |conn: &Connection<'_>| conn.event_loop().metrics().turns;
-        let server = serve(move |event_loop| {
-            TcpServer::bind(event_loop, "127.0.0.1:0")?
-                .idle_timeout(Duration::from_millis(10))
-                .on_connect(move |conn| tell.send(turns(conn)).unwrap())
-                .on_message(|_, input| input.clear())
-                .on_close(move |conn, _| tell_end.send(turns(conn)).unwrap())
-                .start()
-        });
-        let _peer = server.connect();
-        let (begins, ends) = (within(&told), within(&told));
-        assert!(ends - begins < 9, "{} turns", ends - begins);
+        let turns = turns_until_idle(Duration::from_millis(10));
+        assert!(turns < 9, "{turns} turns");
+    });
+}
+
+/// So a deadline is late by no more than the time between two of them. (They are fewer on a machine
+/// that is too busy for a timer every thirtieth of a second, or, in the end, every third.)
+#[test]
+fn b65_within_a_deadline_there_are_a_dozen_looks() {
+    alone!().run(|| {
+        let enough = |n: u32| turns_until_idle(TIME * n) >= 12;
+        assert!([1, 1, 2, 4, 10].into_iter().any(enough), "fewer, five times");
     });
 }
 

@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod denial;
 mod dialling;
+mod recorder;
 mod shim;
 
 use std::fs;
@@ -13,6 +16,7 @@ use std::time::Duration;
 
 use common::{Alone, eventually, open_fds, proc, serve, within};
 use dialling::{Scene, Setup, Told, quick, scene};
+use recorder::{hold, turns};
 use ruduo::{ConnectError, Retry, TcpServer};
 
 /// Names are looked up on so many threads.
@@ -95,6 +99,37 @@ fn b59_an_answer_to_an_attempt_that_was_given_up_is_not_taken() {
     });
 }
 
+/// The loop is busy when the answer comes, and until the time is over: it looks at that first.
+#[test]
+fn b59_an_answer_that_waited_for_the_loop_until_the_timeout_is_not_taken() {
+    const TIMEOUT: Duration = Duration::from_millis(500);
+    Resolver::run(alone!(), |resolver| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| {}).start()
+        });
+        let hour = Duration::from_secs(3600);
+        let scene = scene(
+            ("slow.test", server.addr().port()),
+            Box::new(move |client| {
+                client.connect_timeout(TIMEOUT).retry(Retry::exponential().between(hour, hour))
+            }),
+        );
+        eventually("it is asked", || resolver.asked() == 1);
+        let held = hold(scene.thread.handle());
+        resolver.answer(1, "127.0.0.1");
+        eventually("the answer is on its way", || resolving() == 0);
+        std::thread::sleep(TIMEOUT);
+        drop(held);
+        let Told::Failed { error, .. } = within(&scene.told) else { panic!() };
+        assert_eq!(error, ConnectError::TimedOut);
+        // Time enough for a connection.
+        (0..5).for_each(|_| _ = turns(scene.thread.handle()));
+        scene.client.stop(Duration::ZERO);
+        scene.client.wait().unwrap();
+        assert_eq!((scene.client.attempts(), scene.client.connections()), (1, 0));
+    });
+}
+
 /// However often it is asked, a name server that does not answer holds up those who ask for its
 /// names, and nobody else.
 #[test]
@@ -152,6 +187,35 @@ fn b59_who_tries_again_need_not_be_asked_for_again() {
         assert_eq!(scene.client.connections(), 1);
         scene.client.stop(Duration::ZERO);
         scene.client.wait().unwrap();
+    });
+}
+
+/// A thread that cannot be had is no failure while there are others: they come to it.
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+#[test]
+fn b59_who_gets_no_thread_waits_for_those_that_are_there() {
+    Resolver::run(alone!(), |resolver| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| {}).start()
+        });
+        let port = server.addr().port();
+        let first = scene(("slow.one", port), patient());
+        eventually("the first is asked", || resolver.asked() == 1);
+        let second = scene(
+            ("slow.two", port),
+            Box::new(|client| {
+                denial::deny(denial::THREADS, nix::errno::Errno::EAGAIN);
+                patient()(client)
+            }),
+        );
+        eventually("it tries", || second.client.attempts() == 1);
+        for (number, scene) in [(1, first), (2, second)] {
+            eventually("its turn has come", || resolver.asked() == number);
+            resolver.answer(number, "127.0.0.1");
+            assert_eq!(within(&scene.told), Told::Connected(server.addr().into()));
+            scene.client.stop(Duration::ZERO);
+            scene.client.wait().unwrap();
+        }
     });
 }
 

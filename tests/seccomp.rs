@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod denial;
 mod recorder;
 
 use std::fs::File;
@@ -16,36 +17,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{eventually, open_fds, read_n, read_to_end, serve, take_logs, within};
+use denial::{Call, THREADS, deny};
 use nix::errno::Errno;
 use recorder::{Recorded, Told, recorded, turns};
 use ruduo::{
-    ConnectError, EventLoop, LoopHandle, LoopPool, LoopThread, NotifierKind, PollerKind, TcpClient,
-    TcpServer,
+    Addresses, ConnectError, EventLoop, LoopHandle, LoopPool, LoopThread, NotifierKind, PollerKind,
+    TcpClient, TcpServer,
 };
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
-};
-
-/// A call, and perhaps what one of its arguments is.
-type Call = (libc::c_long, Option<(u8, u64)>);
-
-/// From now on these calls of this thread, and of threads it makes later, fail with this error.
-fn deny(calls: &[Call], error: Errno) {
-    let rule = |argument: &Option<(u8, u64)>| {
-        let equals = |(index, value): &(u8, u64)| {
-            let (len, is) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq);
-            SeccompRule::new(vec![SeccompCondition::new(*index, len, is, *value).unwrap()]).unwrap()
-        };
-        // No rule: whatever its arguments are.
-        argument.iter().map(equals).collect()
-    };
-    let rules = calls.iter().map(|(call, argument)| (*call, rule(argument))).collect();
-    let fail = SeccompAction::Errno(error as u32);
-    let machine = std::env::consts::ARCH.try_into().unwrap();
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, fail, machine).unwrap();
-    seccompiler::apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
-}
 
 /// Runs `body` on a thread of which these calls fail.
 fn denied<R: Send>(calls: &[Call], error: Errno, body: impl FnOnce() -> R + Send) -> R {
@@ -129,8 +107,7 @@ fn b56_a_pool_without_threads_is_rolled_back() {
     alone!().run(|| {
         let base = EventLoop::new().unwrap();
         let fds = open_fds();
-        // glibc would take the older call if there were no newer one.
-        deny(&[(libc::SYS_clone3, None), (libc::SYS_clone, None)], Errno::EAGAIN);
+        deny(THREADS, Errno::EAGAIN);
         let text = LoopPool::builder(&base).threads(3).start().unwrap_err().to_string();
         assert!(text.contains("ruduo-0"), "{text}");
         assert_eq!(open_fds(), fds);
@@ -300,7 +277,8 @@ fn b58_a_socket_that_is_denied_is_a_typed_failure() {
             (Errno::ENOBUFS, None),
             (Errno::EAFNOSUPPORT, None),
         ] {
-            let failure = failure(&[(libc::SYS_socket, None)], error);
+            let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let failure = failure(nobody, &[(libc::SYS_socket, None)], error);
             match expected {
                 Some(expected) => assert_eq!(failure, expected, "{error}"),
                 None => assert!(
@@ -313,13 +291,23 @@ fn b58_a_socket_that_is_denied_is_a_typed_failure() {
     });
 }
 
-/// Of a client to whom nobody listens, on a thread of which these calls fail.
-fn failure(calls: &'static [Call], error: Errno) -> ConnectError {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+/// Names are looked up on threads.
+#[test]
+fn b58_a_name_without_a_thread_to_look_it_up_is_a_typed_failure() {
+    each_poller!().run(|| {
+        let failure = failure("localhost:1", THREADS, Errno::EAGAIN);
+        let ConnectError::Other(_, why) = &failure else { panic!("{failure:?}") };
+        assert!(why.starts_with("starting a resolver thread: "), "{why}");
+    });
+}
+
+/// Of a client on a thread of which these calls fail.
+fn failure(target: impl Into<Addresses>, calls: &'static [Call], error: Errno) -> ConnectError {
     let (tell, told) = mpsc::channel();
+    let target = target.into();
     let _client = LoopThread::spawn("client", EventLoop::builder(), move |event_loop| {
         deny(calls, error);
-        TcpClient::connect(event_loop, nobody)
+        TcpClient::connect(event_loop, target)
             .on_connect_failed(move |_, failure| {
                 tell.send(failure.error.clone()).unwrap();
             })

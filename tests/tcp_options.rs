@@ -5,22 +5,22 @@
 mod common;
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use common::{open_fds, read_n, serve};
 use nix::sys::socket::{SockaddrStorage, getpeername, getsockopt, sockopt};
-use ruduo::{EventLoop, Keepalive, Server, TcpServer, UnixServer};
+use ruduo::{EventLoop, Keepalive, LoopThread, Server, TcpClient, TcpServer, UnixServer};
 
 /// This process's descriptor whose other end is there.
-fn server_end(peer: SocketAddr) -> BorrowedFd<'static> {
+fn end_towards(peer: SocketAddr) -> BorrowedFd<'static> {
     let fds = open_fds().into_keys().map(|fd| fd.parse().unwrap());
     let leads_there = |fd: &i32| {
         let address = getpeername::<SockaddrStorage>(*fd).ok();
         address.and_then(|a| a.as_sockaddr_in().copied()).is_some_and(|a| a == peer_in(peer))
     };
-    let fd = fds.into_iter().find(leads_there).expect("a descriptor of the server");
+    let fd = fds.into_iter().find(leads_there).expect("a descriptor");
     // SAFETY: it stays open as long as the peer, which the test holds.
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
@@ -81,7 +81,7 @@ fn connections_inherit_keepalive_and_user_timeout_from_their_listener() {
                 })
                 .user_timeout(Duration::from_millis(12_345))
         });
-        let fd = server_end(peer.local_addr().unwrap());
+        let fd = end_towards(peer.local_addr().unwrap());
         assert!(getsockopt(&fd, sockopt::KeepAlive).unwrap());
         assert_eq!(times_of_keepalive(&fd), [21, 3, 5]);
         assert_eq!(user_timeout(&fd), 12_345);
@@ -92,9 +92,44 @@ fn connections_inherit_keepalive_and_user_timeout_from_their_listener() {
 fn they_are_off_unless_asked_for() {
     alone!().run(|| {
         let (_server, peer) = connected(|server| server);
-        let fd = server_end(peer.local_addr().unwrap());
+        let fd = end_towards(peer.local_addr().unwrap());
         assert!(!getsockopt(&fd, sockopt::KeepAlive).unwrap());
         assert_eq!(user_timeout(&fd), 0);
+    });
+}
+
+/// A small answer does not wait for the acknowledgement of the one before it, unless the program
+/// wants that.
+#[test]
+fn connections_of_servers_and_clients_have_nodelay() {
+    alone!().run(|| {
+        let has_nodelay = |peer| getsockopt(&end_towards(peer), sockopt::TcpNoDelay).unwrap();
+        for wanted in [true, false] {
+            let server = serve(move |event_loop| {
+                let builder = TcpServer::builder(event_loop);
+                let builder = if wanted { builder } else { builder.nodelay(false) };
+                builder
+                    .bind("127.0.0.1:0")?
+                    .on_connect(|conn| conn.send("x"))
+                    .on_message(|_, input| input.clear())
+                    .start()
+            });
+            let peer = server.connect();
+            assert_eq!(read_n(&peer, 1), b"x");
+            assert_eq!(has_nodelay(peer.local_addr().unwrap()), wanted, "of a server");
+
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            let client = LoopThread::spawn("client", EventLoop::builder(), move |event_loop| {
+                let client = TcpClient::connect(event_loop, address);
+                let client = if wanted { client } else { client.nodelay(false) };
+                client.on_message(|_, input| input.clear()).start().map(drop)
+            });
+            let far = listener.accept().unwrap().0;
+            assert_eq!(has_nodelay(address), wanted, "of a client");
+            drop(far);
+            client.unwrap().join().unwrap();
+        }
     });
 }
 

@@ -5,7 +5,7 @@
 //!   begin ──▶ Resolving ──────────▶ Connecting ─────────────────▶ Connected
 //!     ▲           │ fails, too late     │ all fail, too late          │ closes
 //!     │           ▼                     ▼                             ▼
-//!     └──────── Waiting ◀──── told to the program; is it tried again? ───▶ Ended
+//!     └──────── Waiting ◀──── told to the program; is it tried again? ───▶ the end
 //! ```
 //!
 //! What goes on while it is connecting is in [`race`].
@@ -134,12 +134,11 @@ enum Phase {
     Resolving(#[expect(dead_code, reason = "held until it is dropped")] Question),
     Connecting(Race),
     Connected,
-    Ended,
 }
 
 impl Worker {
     fn begin(&self, event_loop: &EventLoop) {
-        if self.is_over() {
+        if self.shared.is_stopping() {
             return;
         }
         self.shared.attempts.fetch_add(1, Ordering::Relaxed);
@@ -270,12 +269,10 @@ impl Worker {
         }
     }
 
-    /// Nothing runs and nothing is left: the attempt has failed.
+    /// Nothing is left. If nothing runs either, the attempt has failed.
     fn check_lost(&self, event_loop: &EventLoop) {
         let tried = match &mut *self.phase.borrow_mut() {
-            Phase::Connecting(race) if race.running.is_empty() && race.left.is_empty() => {
-                std::mem::take(&mut race.tried)
-            }
+            Phase::Connecting(race) if race.running.is_empty() => std::mem::take(&mut race.tried),
             _ => return,
         };
         let first = tried.first().map_or(ConnectError::TimedOut, |(_, error)| error.clone());
@@ -294,7 +291,7 @@ impl Worker {
             return self.next_at_once(event_loop);
         }
         self.give_up(event_loop);
-        if self.is_over() {
+        if self.shared.is_stopping() {
             return self.end(event_loop);
         }
         self.phase.replace(Phase::Connected);
@@ -327,7 +324,7 @@ impl Worker {
         tried: Vec<(Address, ConnectError)>,
     ) {
         self.give_up(event_loop);
-        if self.is_over() {
+        if self.shared.is_stopping() {
             return self.end(event_loop);
         }
         self.shared.failures.fetch_add(1, Ordering::Relaxed);
@@ -355,7 +352,7 @@ impl Worker {
         self.shared.set_connection(None);
         drop(self.file.take());
         match self.settings.retry.delay(1, retry::chance()) {
-            Some(delay) if !self.is_over() => {
+            Some(delay) if !self.shared.is_stopping() => {
                 self.phase.replace(Phase::Waiting);
                 self.arm(event_loop, delay, Worker::begin);
             }
@@ -375,7 +372,6 @@ impl Worker {
         }
         if before.is_none() {
             let context = &self.context;
-            context.begin_stopping();
             for resident in context.registry.select(|core| core.belongs_to(context)) {
                 resident.on_stopping(event_loop);
             }
@@ -389,18 +385,12 @@ impl Worker {
         }
     }
 
-    /// Whether it has ended, or is to end as soon as it can.
-    fn is_over(&self) -> bool {
-        self.shared.is_stopping() || matches!(*self.phase.borrow(), Phase::Ended)
-    }
-
+    /// From here on nobody finds it any more.
     fn end(&self, event_loop: &EventLoop) {
         self.give_up(event_loop);
-        self.phase.replace(Phase::Ended);
         let worker = event_loop.local::<Clients>().remove(self.shared.id);
         // Its closures are the user's; the loop drops them when nothing is borrowed.
         event_loop.defer(move |_| drop(worker));
-        self.shared.end.announce();
         for f in self.when_done.take() {
             event_loop.defer(f);
         }
@@ -440,7 +430,6 @@ impl Worker {
 /// However a client ends, also with its loop: nobody waits for it for ever.
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.shared.set_connection(None);
         self.shared.end.announce();
     }
 }

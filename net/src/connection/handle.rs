@@ -212,10 +212,9 @@ impl ConnectionHandle {
         let outstanding = Outstanding::new(&self.posted, weight);
         let place = self.place;
         let task = move |event_loop: &EventLoop| {
-            let resident = event_loop.local::<Registry>().get(place);
-            // From here on, what the connection itself does no longer has to queue.
+            // It has arrived: what the loop does from here on no longer has to queue behind it.
             drop(outstanding);
-            if let Some(resident) = resident {
+            if let Some(resident) = event_loop.local::<Registry>().get(place) {
                 resident.core().perform(event_loop, operation);
             }
         };
@@ -300,9 +299,8 @@ impl<H: Handler> HandlerHandle<H> {
             }
         };
         let task = move |event_loop: &EventLoop| {
-            let resident = event_loop.local::<Registry>().get(place);
             drop(outstanding);
-            if let Some(resident) = resident {
+            if let Some(resident) = event_loop.local::<Registry>().get(place) {
                 resident.call(event_loop, Box::new(call));
             }
         };
