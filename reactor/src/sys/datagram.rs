@@ -335,7 +335,7 @@ impl Outbound {
         for (message, control) in self.messages.iter_mut().zip(&mut self.controls) {
             let header = &mut message.msg_hdr;
             header.msg_iov = slices;
-            slices = slices.wrapping_add(header.msg_iovlen as usize);
+            slices = slices.wrapping_add(slices_of(header));
             if header.msg_iovlen > 1 {
                 // SAFETY: it points to the first of this message's slices.
                 let segment = unsafe { (*header.msg_iov).iov_len };
@@ -382,8 +382,13 @@ impl Outbound {
 
     /// Of how many pieces the first messages are made.
     fn in_first(&self, messages: usize) -> usize {
-        self.messages[..messages].iter().map(|message| message.msg_hdr.msg_iovlen as usize).sum()
+        self.messages[..messages].iter().map(|message| slices_of(&message.msg_hdr)).sum()
     }
+}
+
+#[allow(clippy::unnecessary_cast, reason = "some systems count them in an int")]
+fn slices_of(header: &libc::msghdr) -> usize {
+    header.msg_iovlen as usize
 }
 
 fn empty_header() -> libc::msghdr {
