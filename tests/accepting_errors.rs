@@ -19,7 +19,7 @@ use common::program::{Program, binary};
 use common::{eventually, read_n, serve, take_logs, within};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
-use ruduo::{EventLoop, LoopHandle, ServerHandle, TcpServer};
+use ruduo::{EventLoop, LoopHandle, PollerKind, ServerHandle, TcpServer};
 
 fn echo(event_loop: &EventLoop) -> io::Result<ServerHandle> {
     TcpServer::bind(event_loop, "127.0.0.1:0")?
@@ -362,6 +362,20 @@ fn assert_served_after_all(is_logged: bool) {
         (3, 0, 0)
     );
     assert_eq!(take_logs().len(), usize::from(is_logged));
+}
+
+/// Nothing else would resume it.
+#[test]
+fn b03_a_listener_is_resumed_although_the_first_attempt_fails_for_want_of_memory() {
+    let shortage = "inject=accept4:error=ENOMEM:when=1";
+    // The loop has added its notifier and the listener, and paused this; now it resumes it.
+    let fault = "inject=epoll_ctl:error=ENOMEM:when=4";
+    let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", shortage, "-e", fault];
+    let epoll = alone!().on_poller(PollerKind::Epoll);
+    epoll.under(&strace).expect_log("accepting connections pauses").run(|| {
+        let running = serve(echo);
+        assert_echoes(&running.connect());
+    });
 }
 
 macro_rules! passing_errors {

@@ -166,10 +166,7 @@ impl Acceptor {
             return;
         }
         self.acceptance.paused();
-        event_loop.run_after(PAUSE, move |event_loop| {
-            // The listener may be gone by now; then there is nothing to resume.
-            let _ = event_loop.set_interest(token, Interest::READ);
-        });
+        resume_later(event_loop, token);
     }
 
     fn log(&self, line: &str) {
@@ -201,6 +198,22 @@ impl Source for Acceptor {
 
     /// Whatever panicked, the server goes on accepting.
     fn on_panic(&self, _: &EventLoop, _: Token) {}
+}
+
+/// Ends a pause when its time is over. Nobody else would, so a kernel that has no memory for that either
+/// is asked again.
+fn resume_later(event_loop: &EventLoop, token: Token) {
+    event_loop.run_after(PAUSE, move |event_loop| {
+        match event_loop.set_interest(token, Interest::READ) {
+            Ok(()) => {}
+            // The listener is gone by now.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => {
+                log::debug!("accepting connections goes on pausing: {e}");
+                resume_later(event_loop, token);
+            }
+        }
+    });
 }
 
 fn open_spare() -> Option<File> {
