@@ -254,8 +254,15 @@ fn a_boxed_handler_gets_every_callback() {
 #[test]
 fn settings_that_contradict_each_other_are_refused() {
     type Change = fn(Server<'_>) -> Server<'_>;
-    let cases: [(Change, &str); 5] = [
+    let cases: [(Change, &str); 6] = [
         (|server| server.read_size(0), "read size of 0"),
+        (
+            |server| {
+                let server = server.read_size(usize::MAX).input_limit(usize::MAX);
+                server.output_limit(usize::MAX)
+            },
+            "where 1073741824 are the most",
+        ),
         (|server| server.input_limit(1000).read_size(1001), "input limit (1000 bytes)"),
         (|server| server.water_marks(500, 500), "low-water mark (500 bytes)"),
         (|server| server.water_marks(500, 400), "high one (400)"),

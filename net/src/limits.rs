@@ -37,6 +37,10 @@ pub(crate) struct Deadlines {
     pub(crate) linger: Duration,
 }
 
+/// The most that one receive may bring. Each loop has a buffer of that size from the beginning on, and
+/// no kernel fills a larger one in one call.
+const MAX_READ_SIZE: usize = 1024 * 1024 * 1024;
+
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
@@ -91,6 +95,11 @@ impl Limits {
         if read_size == 0 {
             return bad("a read size of 0 bytes reads nothing".into());
         }
+        if read_size > MAX_READ_SIZE {
+            return bad(format!(
+                "a read size of {read_size} bytes, where {MAX_READ_SIZE} are the most"
+            ));
+        }
         if input < read_size {
             return bad(format!(
                 "the input limit ({input} bytes) is below the read size ({read_size})"
@@ -126,8 +135,8 @@ macro_rules! connection_settings {
     ($builder:ident) => {
         /// # The bounds of each connection
         impl<C> $builder<'_, C> {
-            /// How many bytes one receive can bring; 64 KiB by default. Each loop has a few buffers
-            /// of this size, shared by all connections.
+            /// How many bytes one receive can bring; 64 KiB by default, 1 GiB at most. Each loop has a
+            /// few buffers of this size, shared by all connections.
             pub fn read_size(mut self, bytes: usize) -> Self {
                 self.limits().read_size = bytes;
                 self
