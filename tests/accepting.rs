@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod calls;
 mod common;
 
 use std::io::Write;
@@ -106,6 +107,29 @@ fn b04_a_peer_that_wrote_and_left_before_accept_is_heard() {
 
 // Floods.
 
+/// Whether anybody else waits, the poller tells.
+#[test]
+fn who_comes_alone_is_accepted_by_one_call() {
+    const PEERS: usize = 20;
+    let body = || {
+        let (running, callbacks) = serve_telling(0, |_| {});
+        let come = |_| {
+            // At least one turn in which nobody comes.
+            (0..2).for_each(|_| drop(hold(running.event_loop(), |_| {})));
+            let peer = running.connect();
+            assert!(within(&callbacks).starts_with("connect"));
+            peer
+        };
+        let peers: Vec<_> = (0..PEERS).map(come).collect();
+        drop(peers);
+        end(running);
+    };
+    if let Some(calls) = calls::calls_of(alone!(), "accept,accept4", body) {
+        let count = calls.lines().filter(|line| !line.contains("resumed")).count();
+        assert_eq!(count, PEERS, "{calls}");
+    }
+}
+
 #[test]
 fn b07_a_flood_of_connections_does_not_keep_timers_waiting() {
     const FLOOD: usize = 300;
@@ -137,6 +161,8 @@ fn b07_a_flood_of_connections_does_not_keep_timers_waiting() {
             bursts.push(within(&receive));
         }
         assert!(bursts.iter().all(|burst| *burst <= 100), "{bursts:?}");
+        // But no turn for each of them either.
+        assert!(bursts.len() < 20, "{bursts:?}");
         drop(peers);
         end(running);
         assert_eq!(callbacks.try_iter().count(), 2 * FLOOD);

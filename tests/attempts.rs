@@ -108,6 +108,65 @@ fn an_attempt_that_is_given_up_leaves_no_socket() {
     });
 }
 
+/// The one before left it behind for a minute (TIME_WAIT), for the kernel alone.
+#[test]
+fn a_port_of_its_own_can_be_had_again_at_once() {
+    alone!().run(|| {
+        let own = nobody();
+        for _ in 0..2 {
+            let server = serve(|event_loop| {
+                TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| {}).start()
+            });
+            let event_loop = EventLoop::new().unwrap();
+            let reason = Rc::new(RefCell::new(String::new()));
+            let told = reason.clone();
+            struct Leaves(Rc<RefCell<String>>);
+            impl Handler for Leaves {
+                fn on_connect(&mut self, conn: &Connection) {
+                    // First, so that the port stays on this side.
+                    conn.shutdown();
+                }
+                fn on_message(&mut self, _: &Connection, _: &mut Buffer) {}
+                fn on_close(&mut self, conn: &Connection, reason: &CloseReason) {
+                    *self.0.borrow_mut() = reason.to_string();
+                    conn.event_loop().quit();
+                }
+            }
+            let failure = reason.clone();
+            TcpClient::connect(&event_loop, server.addr())
+                .bind_local(own)
+                .on_connect_failed(move |event_loop, why| {
+                    *failure.borrow_mut() = why.to_string();
+                    event_loop.quit();
+                })
+                .serve(move |_| Leaves(told.clone()))
+                .unwrap();
+            event_loop.run().unwrap();
+            assert_eq!(*reason.borrow(), "shut down");
+        }
+    });
+}
+
+/// However long it has lasted, what closes is tried again as after one failure.
+#[test]
+fn b61_whoever_may_try_once_more_may_do_so_after_each_connection() {
+    alone!().run(|| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_connect(|conn| conn.close())
+                .on_message(|_, _| {})
+                .start()
+        });
+        let scene = scene(server.addr(), Box::new(|client| client.retry(quick().at_most(1))));
+        for _ in 0..3 {
+            assert!(matches!(within(&scene.told), Told::Connected(_)));
+            assert!(matches!(within(&scene.told), Told::Closed(_)));
+        }
+        scene.client.stop(Duration::ZERO);
+        scene.client.wait().unwrap();
+    });
+}
+
 /// While a client waits for the next attempt there is none.
 #[test]
 fn a_connection_that_has_closed_cannot_be_reached_any_more() {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod calls;
 mod common;
 mod kernel;
 mod recorder;
@@ -10,11 +11,11 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use calls::calls_of;
 use common::{Alone, pattern, proc, read_n, read_to_end, reset, serve, within};
 use recorder::{Told, recorded, recorded_open};
 use ruduo::{Buffer, Connection, SendError, TcpServer};
@@ -28,15 +29,11 @@ const FEW_TURNS: u64 = 20;
 
 /// A file without a name.
 fn file(content: &[u8]) -> File {
-    let path = temporary();
+    let path = std::env::temp_dir().join(format!("ruduo-output-{}", std::process::id()));
     fs::write(&path, content).unwrap();
     let file = File::open(&path).unwrap();
     fs::remove_file(path).unwrap();
     file
-}
-
-fn temporary() -> PathBuf {
-    std::env::temp_dir().join(format!("ruduo-output-{}", std::process::id()))
 }
 
 // Order.
@@ -80,17 +77,6 @@ fn all_ways_of_sending_keep_their_order_and_every_byte() {
         std::io::copy(&mut peer, &mut hash).unwrap();
         assert_eq!(hash.finalize(), Sha256::digest(&data));
     });
-}
-
-/// Run under strace, which writes the calls of each thread to a file. Returns what it saw, or
-/// nothing in the test's own process or without strace.
-fn calls_of(alone: Alone, which: &str, body: impl FnOnce()) -> Option<String> {
-    let path = temporary();
-    let (out, trace) = (path.to_str().unwrap(), format!("trace={which}"));
-    alone.under(&["strace", "-f", "-qq", "-o", out, "-e", &trace]).run(body);
-    let calls = fs::read_to_string(&path).ok();
-    let _ = fs::remove_file(path);
-    calls
 }
 
 #[test]

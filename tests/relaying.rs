@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use common::{Running, eventually, pattern, read_to_end, reset, serve, within};
+use common::{Running, eventually, open_fds, pattern, read_to_end, reset, serve, within};
 use recorder::{Told, brief, recorded};
 use ruduo::{
     Buffer, CloseReason, Connection, EventLoop, Handler, LoopHandle, LoopThread, Relay, Server,
@@ -432,5 +432,42 @@ fn a_source_that_is_over_is_no_trouble() {
         while !matches!(within(&source.told), Told::Closed(_)) {}
         common::read_n(&sink_peer, 50 << 20);
         assert_eq!(within(&sink.told), Told::LowWater);
+    });
+}
+
+/// It has had no handle before, and the mark was never told to be low again.
+#[test]
+fn b26_who_joins_a_sink_that_has_ended_above_its_mark_is_not_paused() {
+    alone!().run(|| {
+        let (tell, told) = channel();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_connect(|conn| conn.send_shared(vec![b'x'; 50 << 20].into()))
+                .on_high_water(|conn, _| conn.close())
+                .on_message(|_, _| {})
+                .on_close(move |conn, _| tell.send(conn.handle()).unwrap())
+                .start()
+        });
+        let _sink_peer = server.connect();
+        let sink = within(&told);
+        let (source, source_peer) = recorded(|server| server);
+        source.conn.pause_while_above(&sink);
+        source.let_turn();
+        write(&source_peer, "more");
+        assert_goes_on(&source);
+    });
+}
+
+/// By a sink that outlives many of them: each would keep the means to wake its loop.
+#[test]
+fn sources_that_are_over_are_forgotten() {
+    alone!().run(|| {
+        let (sink, _sink_peer) = recorded(|server| server);
+        let before = open_fds().len();
+        for _ in 0..20 {
+            let (source, _source_peer) = recorded(|server| server);
+            source.conn.pause_while_above(&sink.conn);
+        }
+        assert!(open_fds().len() < before + 5, "{:?}", open_fds());
     });
 }

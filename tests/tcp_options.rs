@@ -85,6 +85,9 @@ fn connections_inherit_keepalive_and_user_timeout_from_their_listener() {
         assert!(getsockopt(&fd, sockopt::KeepAlive).unwrap());
         assert_eq!(times_of_keepalive(&fd), [21, 3, 5]);
         assert_eq!(user_timeout(&fd), 12_345);
+        // None at all would be the system's, and that is a quarter of an hour.
+        let (_server, peer) = connected(|server| server.user_timeout(Duration::ZERO));
+        assert_eq!(user_timeout(&end_towards(peer.local_addr().unwrap())), 1);
     });
 }
 

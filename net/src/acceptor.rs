@@ -101,10 +101,7 @@ impl Acceptor {
             Err(error) => error,
         };
         match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
-            Errno::EAGAIN => {
-                self.burst.set(1);
-                false
-            }
+            Errno::EAGAIN => false,
             // This connection died in the queue; accept(2) says to go on as after EAGAIN. It counts
             // against the burst.
             Errno::ECONNABORTED
