@@ -143,6 +143,27 @@ fn on_one_loop_and_on_two(test: impl Fn(bool)) {
     [false, true].into_iter().for_each(test);
 }
 
+/// A server waits for what is part of it, and there is none here that could.
+#[test]
+fn nothing_is_part_of_a_client() {
+    alone!().run(|| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| {}).start()
+        });
+        let (tell, told) = channel();
+        let address = server.addr();
+        let begin = move |event_loop: &EventLoop| {
+            let client = TcpClient::connect(event_loop, address).on_connect(move |conn| {
+                let other = TcpClient::connect(conn.event_loop(), address).part_of(conn);
+                tell.send(other.on_message(|_, _| {}).start().unwrap_err()).unwrap();
+            });
+            client.on_message(|_, _| {}).start().unwrap();
+        };
+        server.event_loop().post(begin).unwrap();
+        assert_eq!(within(&told).kind(), ErrorKind::InvalidInput);
+    });
+}
+
 /// Both send at once, and each finishes for itself.
 #[test]
 fn b13_both_directions_are_passed_on_to_the_last_byte_and_end_for_themselves() {

@@ -67,6 +67,40 @@ fn what_goes_in_comes_out_both_ways_and_the_ends_too() {
     });
 }
 
+/// The client has sent its last byte and gone, and believes that all of it arrives.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_waits_for_the_target_arrives_although_the_relay_is_stopped() {
+    use nix::sys::socket::{setsockopt, sockopt};
+
+    // Little enough for the relay to read it to its end, and more than the kernel holds for segments
+    // as small as these.
+    const LEN: usize = 1 << 20;
+    const SEGMENT: u32 = 1000;
+    alone!().run(|| {
+        for threads in ["0", "2"] {
+            let scene = Scene::new(&["--threads", threads]);
+            setsockopt(&scene.target, sockopt::TcpMaxSeg, &SEGMENT).unwrap();
+            let sockets = scene.relay.open_sockets();
+            let (mut client, target) = scene.connect();
+            target.shutdown(Shutdown::Write).unwrap();
+            let bytes = pattern(LEN);
+            client.write_all(&bytes).unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(read_to_end(&client).unwrap(), b"");
+            drop(client);
+            eventually("the client's side has closed", || {
+                scene.relay.open_sockets() == sockets + 1
+            });
+            scene.relay.signal(Signal::SIGTERM);
+            eventually("the relay has heard it", || scene.relay.log().contains("stopping"));
+            assert!(read_to_end(&target).unwrap() == bytes);
+            drop(target);
+            scene.relay.ends_well();
+        }
+    });
+}
+
 /// Whoever asks, the answer comes long after the end of the question: no deadline is in its way.
 #[test]
 fn b13_a_half_close_is_carried_through() {

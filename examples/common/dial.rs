@@ -56,6 +56,8 @@ pub(crate) fn join<F: Front>(
         .write_stall_timeout(deadlines.stall)
         .linger(deadlines.patience)
         .keepalive(Keepalive::default())
+        // What waits for the target when all clients have gone is not cut when the server stops.
+        .part_of(conn)
         .on_connect_failed(move |_, failure| {
             let failure = failure.clone();
             // An error, here and below, says that the first side is over.

@@ -1,10 +1,11 @@
 //! What the connections of one server or client on one loop have in common.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ruduo_reactor::EventLoop;
+use ruduo_reactor::{EventLoop, LoopHandle};
 
 use crate::connection::MAX_OFFER;
 use crate::end::Continuation;
@@ -26,6 +27,9 @@ pub(crate) struct Context {
     on_closed: Box<OnClosed>,
     open: Cell<usize>,
     stopping: Cell<bool>,
+    /// The clients that are part of a server on this loop; `None` if this is no server's. Each counts
+    /// as open.
+    parts: Option<RefCell<BTreeSet<u64>>>,
     /// Called once, when no connection is left.
     when_empty: RefCell<Option<Continuation>>,
 }
@@ -48,8 +52,23 @@ impl Context {
             on_closed: Box::new(on_closed),
             open: Cell::new(0),
             stopping: Cell::new(false),
+            parts: None,
             when_empty: RefCell::default(),
         }
+    }
+
+    /// That of a server, which may have parts.
+    pub(crate) fn of_server(self) -> Context {
+        Context { parts: Some(RefCell::default()), ..self }
+    }
+
+    pub(crate) fn is_of_server(&self) -> bool {
+        self.parts.is_some()
+    }
+
+    /// The clients that are part of the server.
+    pub(crate) fn parts(&self) -> Vec<u64> {
+        self.parts.iter().flat_map(|parts| parts.borrow().clone()).collect()
     }
 
     pub(crate) fn opened(&self) {
@@ -84,5 +103,34 @@ impl Context {
         {
             f(event_loop);
         }
+    }
+}
+
+/// A client that is part of a server, until this is dropped.
+pub(crate) struct Part {
+    server: Rc<Context>,
+    client: u64,
+    event_loop: LoopHandle,
+}
+
+impl Part {
+    pub(crate) fn new(server: &Rc<Context>, client: u64, event_loop: &EventLoop) -> Part {
+        if let Some(parts) = &server.parts {
+            parts.borrow_mut().insert(client);
+        }
+        server.opened();
+        Part { server: server.clone(), client, event_loop: event_loop.handle() }
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let server = &self.server;
+        if let Some(parts) = &server.parts {
+            parts.borrow_mut().remove(&self.client);
+        }
+        server.open.set(server.open.get() - 1);
+        // Otherwise the loop has ended without ever running, and its servers with it.
+        self.event_loop.with_local(|event_loop| server.check_empty(event_loop));
     }
 }

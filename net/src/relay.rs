@@ -11,7 +11,8 @@ use crate::{Buffer, CloseReason, Connection, ConnectionHandle, Handler};
 /// - **What is cut is not taken for whole.** If one side ends in any other way (a reset, a deadline,
 ///   a limit), the other one is reset.
 /// - **A server that stops lets it go on** until the deadline, for it does not know what a good place
-///   to end is.
+///   to end is. A client that is the other side has to be
+///   [part of the server](crate::Client::part_of) for that.
 ///
 /// After our end of the stream the answer may take its time, so set a
 /// [`linger`](crate::Server::linger) that allows for that, to both. But no

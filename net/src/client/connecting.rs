@@ -27,7 +27,7 @@ use super::resolver::{self, Answer, Question};
 use super::{Settings, retry};
 use crate::by_id::ById;
 use crate::connection::endpoint::Endpoint;
-use crate::context::Context;
+use crate::context::{Context, Part};
 use crate::end::Continuation;
 use crate::listener::SocketFile;
 use crate::registry::Resident;
@@ -56,9 +56,16 @@ where
     H: Handler,
 {
     let limits = settings.limits;
-    limits.check().map_err(|e| io::Error::new(e.kind(), format!("starting a client: {e}")))?;
+    let context = |e: io::Error| io::Error::new(e.kind(), format!("starting a client: {e}"));
+    limits.check().map_err(context)?;
+    let part = settings.part_of.as_ref();
+    if part.is_some_and(|server| !server.is_of_server()) {
+        let why = "it is to be part of a server, but no server has accepted that connection";
+        return Err(context(io::Error::new(io::ErrorKind::InvalidInput, why)));
+    }
     let shared = Arc::new(Shared::new(event_loop.handle()));
     let id = shared.id;
+    let part = part.map(|server| Part::new(server, id, event_loop));
     let on_closed = move |event_loop: &EventLoop, _: &Address| {
         with(event_loop, id, |worker| worker.closed(event_loop));
     };
@@ -87,6 +94,7 @@ where
         failures: Cell::new(0),
         file: RefCell::default(),
         when_done: RefCell::default(),
+        part,
     };
     event_loop.local::<Clients>().insert(id, Rc::new(worker));
     // Not at once, for this may be called inside a callback, and a failure calls another one.
@@ -95,7 +103,7 @@ where
 }
 
 /// Stops the client `id`, if it still works.
-pub(super) fn stop(event_loop: &EventLoop, id: u64, deadline: Instant) {
+pub(crate) fn stop(event_loop: &EventLoop, id: u64, deadline: Instant) {
     with(event_loop, id, |worker| worker.stop(event_loop, deadline));
 }
 
@@ -124,6 +132,9 @@ struct Worker {
     /// That of the connection, if it was given a path of its own.
     file: RefCell<Option<SocketFile>>,
     when_done: RefCell<Vec<Continuation>>,
+    /// Last, so that all else is gone when its server hears that it has ended.
+    #[expect(dead_code, reason = "held for its Drop")]
+    part: Option<Part>,
 }
 
 type Open = dyn Fn(&EventLoop, OwnedFd, Address) -> io::Result<()>;
@@ -361,6 +372,8 @@ impl Worker {
     }
 
     fn stop(&self, event_loop: &EventLoop, deadline: Instant) {
+        // Known already, unless it is its server that is stopped.
+        self.shared.stopping.store(true, Ordering::Relaxed);
         if !matches!(*self.phase.borrow(), Phase::Connected) {
             return self.end(event_loop);
         }

@@ -4,7 +4,7 @@
 //! [`retry`] says when it tries again, [`failure`] why it could not, [`resolver`] looks names up,
 //! and [`handle`] reaches it from outside. [`stream`] is for a stream that is connected already.
 
-mod connecting;
+pub(crate) mod connecting;
 mod failure;
 mod handle;
 mod race;
@@ -15,6 +15,7 @@ mod stream;
 use std::fmt;
 use std::io;
 use std::net::TcpStream;
+use std::rc::Rc;
 use std::time::Duration;
 
 use ruduo_reactor::EventLoop;
@@ -24,6 +25,7 @@ pub use self::handle::ClientHandle;
 pub use self::retry::Retry;
 pub use self::stream::Connected;
 use crate::callbacks::{CanStart, Unset, on_methods};
+use crate::context::Context;
 use crate::limits::{Limits, connection_settings};
 use crate::{Address, Addresses, Connection, Handler};
 
@@ -101,6 +103,8 @@ struct Settings {
     nodelay: bool,
     local: Option<Address>,
     on_failed: Option<Box<OnFailed>>,
+    /// The server that it is part of.
+    part_of: Option<Rc<Context>>,
 }
 
 type OnFailed = dyn Fn(&EventLoop, &ConnectFailure);
@@ -116,6 +120,7 @@ impl<'l> Client<'l> {
             nodelay: true,
             local: None,
             on_failed: None,
+            part_of: None,
         };
         Client { event_loop, target: target.into(), settings, callbacks: Unset }
     }
@@ -148,6 +153,17 @@ impl<C> Client<'_, C> {
     /// which nobody listens, and goes with the connection.
     pub fn bind_local(mut self, address: impl Into<Address>) -> Self {
         self.settings.local = Some(address.into());
+        self
+    }
+
+    /// Makes it part of the server that has accepted `conn`, for programs that pass on what they receive
+    /// there: the server ends only when its parts have, and when it is stopped they are, with the same
+    /// deadline. (Otherwise what still waits for the target when the last connection of the server
+    /// has closed is cut, as soon as the server is stopped.)
+    ///
+    /// `conn` has to be one that a server has accepted, or [`start`](Client::start) fails.
+    pub fn part_of(mut self, conn: &Connection<'_>) -> Self {
+        self.settings.part_of = Some(conn.context().clone());
         self
     }
 

@@ -24,6 +24,7 @@ mod throttle;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +39,7 @@ pub(crate) use self::output::MAX_OFFER;
 use self::output::{FileRange, Outgoing};
 pub use self::reason::CloseReason;
 pub use self::send_error::SendError;
+use crate::context::Context;
 use crate::{Address, Buffer, ConnectionId, DecodeError};
 
 /// One connection, as its callbacks see it.
@@ -88,6 +90,10 @@ impl<'l> Connection<'l> {
     #[inline]
     pub(crate) fn new(event_loop: &'l EventLoop, core: &'l Core) -> Connection<'l> {
         Connection { event_loop, core }
+    }
+
+    pub(crate) fn context(&self) -> &'l Rc<Context> {
+        &self.core.context
     }
 
     /// Its name, unique in this process.

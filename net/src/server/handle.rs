@@ -121,7 +121,8 @@ impl ServerHandle {
 
     /// Stops the server gracefully: it listens no more, the handlers are told
     /// ([`Handler::on_stopping`](crate::Handler::on_stopping)), and connections that are still
-    /// open after `deadline` are cut ([`CloseReason::Stopped`](crate::CloseReason)).
+    /// open after `deadline` are cut ([`CloseReason::Stopped`](crate::CloseReason)). Clients that are
+    /// [part of it](crate::Client::part_of) are stopped in the same way, and waited for.
     ///
     /// Never blocks; from any thread and any callback. Stopping again sets one more deadline, of
     /// which the earliest counts: `Duration::ZERO` cuts now. The event loop goes on.

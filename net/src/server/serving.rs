@@ -27,6 +27,7 @@ use super::admission::{Farewell, Refusal};
 use super::handle::{ServerHandle, Shared};
 use crate::acceptor::{Acceptance, Acceptor};
 use crate::by_id::ById;
+use crate::client::connecting;
 use crate::connection::CloseReason;
 use crate::connection::endpoint::Endpoint;
 use crate::context::Context;
@@ -392,7 +393,8 @@ where
                 handle.remove_load();
             }
         };
-        let context = Rc::new(Context::new(event_loop, limits, part.counters, on_closed));
+        let context = Context::new(event_loop, limits, part.counters, on_closed).of_server();
+        let context = Rc::new(context);
         let (factory, acceptor) = (Rc::new(RefCell::new(factory)), Cell::new(None));
         if let Some(listener) = part.listener {
             let entrance = Entrance::new(event_loop, shared, None);
@@ -402,6 +404,13 @@ where
         let server = LoopServer { shared, context, factory, acceptor, cut_at };
         event_loop.local::<Servers>().serving.insert(server.shared.id, Rc::new(server));
         Ok(())
+    }
+
+    /// Clients that are part of the server end with its connections.
+    fn stop_parts(&self, event_loop: &EventLoop, deadline: Instant) {
+        for client in self.context.parts() {
+            connecting::stop(event_loop, client, deadline);
+        }
     }
 
     /// Cuts what is left at the deadline, unless that is to be done earlier anyway.
@@ -439,6 +448,7 @@ where
 
     fn stop(&self, event_loop: &EventLoop, deadline: Instant, first: bool) {
         self.cut_by(event_loop, deadline);
+        self.stop_parts(event_loop, deadline);
         if !first {
             return;
         }
@@ -467,6 +477,7 @@ where
         for resident in context.registry.select(|core| core.belongs_to(context)) {
             resident.core().end(event_loop, CloseReason::Stopped);
         }
+        self.stop_parts(event_loop, Instant::now());
     }
 
     fn forget_deadline(&self, event_loop: &EventLoop) {
