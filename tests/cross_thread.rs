@@ -7,7 +7,7 @@ mod common;
 use std::io::Write;
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use common::{Running, pattern, read_n, read_to_end, serve, within};
 use ruduo::{
@@ -325,18 +325,24 @@ fn b29_output_beyond_the_limit_closes_and_leaves_no_hole() {
     });
 }
 
+/// As `serve_narrow`, with a loop that stands still until the sender is used.
+fn serve_held() -> (Running, TcpStream, ConnectionHandle, Sender<()>) {
+    let (blocked, is_blocked) = channel();
+    let (go_on, may_go_on) = channel::<()>();
+    let may_go_on = std::sync::Mutex::new(may_go_on);
+    let (running, mut peer, handle, _) = serve_narrow(move |_| {
+        blocked.send(()).unwrap();
+        within(&may_go_on.lock().unwrap());
+    });
+    peer.write_all(b"!").unwrap();
+    within(&is_blocked);
+    (running, peer, handle, go_on)
+}
+
 #[test]
 fn b29_handles_say_full_when_too_much_is_on_its_way() {
     each_poller!().run(|| {
-        let (blocked, is_blocked) = channel();
-        let (go_on, may_go_on) = channel::<()>();
-        let may_go_on = std::sync::Mutex::new(may_go_on);
-        let (_running, mut peer, handle, _) = serve_narrow(move |_| {
-            blocked.send(()).unwrap();
-            within(&may_go_on.lock().unwrap());
-        });
-        peer.write_all(b"!").unwrap();
-        within(&is_blocked);
+        let (_running, peer, handle, go_on) = serve_held();
         let accepted = (0..100).take_while(|_| handle.send([b'x'; 8000]).is_ok()).count();
         assert_eq!(accepted, 8, "of 8,000 bytes each fit into 64 KiB");
         assert_eq!(handle.send([b'y'; 8000]), Err(SendError::Full));
@@ -346,6 +352,24 @@ fn b29_handles_say_full_when_too_much_is_on_its_way() {
         handle.send("z").unwrap();
         handle.shutdown().unwrap();
         assert_eq!(read_to_end(&peer).unwrap(), b"z");
+    });
+}
+
+/// Until it has arrived, it takes all that memory.
+#[test]
+fn b29_a_mostly_empty_buffer_that_is_on_its_way_counts_with_its_storage() {
+    each_poller!().run(|| {
+        let (_running, peer, handle, go_on) = serve_held();
+        let send = |_: &i32| {
+            let mut buffer = Buffer::with_capacity(10_000);
+            buffer.append(b"x");
+            handle.send_buffer(&mut buffer).is_ok()
+        };
+        let accepted = (0..100).take_while(send).count();
+        assert!((5..=6).contains(&accepted), "{accepted} of 10,000 bytes each fit into 64 KiB");
+        go_on.send(()).unwrap();
+        handle.shutdown().unwrap();
+        assert_eq!(read_to_end(&peer).unwrap(), vec![b'x'; accepted]);
     });
 }
 

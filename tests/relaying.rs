@@ -17,8 +17,8 @@ use std::time::Duration;
 use common::{Running, eventually, open_fds, pattern, read_to_end, reset, serve, within};
 use recorder::{Told, brief, recorded};
 use ruduo::{
-    Buffer, CloseReason, Connection, EventLoop, Handler, LoopHandle, LoopThread, Relay, Server,
-    TcpClient, TcpServer,
+    Buffer, CloseReason, Connection, ConnectionHandle, EventLoop, Handler, LoopHandle, LoopThread,
+    Relay, Server, TcpClient, TcpServer,
 };
 
 const HIGH: usize = 1 << 20;
@@ -456,21 +456,65 @@ fn a_source_that_is_over_is_no_trouble() {
     });
 }
 
-/// It has had no handle before, and the mark was never told to be low again.
+/// However long it takes to arrive.
+#[test]
+fn b26_little_that_is_on_its_way_pauses_nobody() {
+    alone!().run(|| {
+        let ((source, source_peer), (sink, sink_peer)) = (recorded(|s| s), recorded(|s| s));
+        source.conn.pause_while_above(&sink.conn);
+        let held = sink.hold();
+        for _ in 0..3 {
+            let sink = sink.conn.clone();
+            source.call(move |_| sink.send("little").unwrap());
+            source.let_turn();
+            write(&source_peer, "more");
+            assert_goes_on(&source);
+        }
+        drop(held);
+        assert_eq!(common::read_n(&sink_peer, 18), b"littlelittlelittle");
+    });
+}
+
+/// A sink that is above its mark, and has had no handle before `at_the_mark` or its end gives one
+/// away. And its peer, which keeps it open.
+fn sink_without_handles(
+    at_the_mark: impl Fn(&Connection<'_>, &Sender<ConnectionHandle>) + Send + Sync + 'static,
+) -> (Running, TcpStream, ConnectionHandle) {
+    let (tell, told) = channel();
+    let tell_end = tell.clone();
+    let server = serve(move |event_loop| {
+        TcpServer::bind(event_loop, "127.0.0.1:0")?
+            .on_connect(|conn| conn.send_shared(vec![b'x'; 50 << 20].into()))
+            .on_high_water(move |conn, _| at_the_mark(conn, &tell))
+            .on_message(|_, _| {})
+            // At the end of a test nobody listens.
+            .on_close(move |conn, _| _ = tell_end.send(conn.handle()))
+            .start()
+    });
+    let peer = server.connect();
+    let sink = within(&told);
+    (server, peer, sink)
+}
+
+#[test]
+fn b26_who_joins_by_the_first_handle_is_paused_if_the_mark_was_crossed_before() {
+    alone!().run(|| {
+        let at_the_mark =
+            |conn: &Connection<'_>, tell: &Sender<_>| tell.send(conn.handle()).unwrap();
+        let (_server, sink_peer, sink) = sink_without_handles(at_the_mark);
+        let (source, source_peer) = recorded(|server| server);
+        source.conn.pause_while_above(&sink);
+        assert_is_paused(&source, &source_peer);
+        common::read_n(&sink_peer, 50 << 20);
+        assert_goes_on(&source);
+    });
+}
+
+/// The mark will never be told to be low again.
 #[test]
 fn b26_who_joins_a_sink_that_has_ended_above_its_mark_is_not_paused() {
     alone!().run(|| {
-        let (tell, told) = channel();
-        let server = serve(move |event_loop| {
-            TcpServer::bind(event_loop, "127.0.0.1:0")?
-                .on_connect(|conn| conn.send_shared(vec![b'x'; 50 << 20].into()))
-                .on_high_water(|conn, _| conn.close())
-                .on_message(|_, _| {})
-                .on_close(move |conn, _| tell.send(conn.handle()).unwrap())
-                .start()
-        });
-        let _sink_peer = server.connect();
-        let sink = within(&told);
+        let (_server, _sink_peer, sink) = sink_without_handles(|conn, _| conn.close());
         let (source, source_peer) = recorded(|server| server);
         source.conn.pause_while_above(&sink);
         source.let_turn();

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bare_loop;
 mod common;
 
 use std::fs;
@@ -13,6 +14,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use bare_loop::{assert_exited_well, forked};
 use common::program::{Program, binary};
 use common::{DEADLINE, Running, serve, within};
 use nix::sys::signal::Signal;
@@ -138,6 +140,21 @@ fn the_file_of_a_successor_stays() {
         drop(running);
         assert_echoes(UnixStream::connect(folder.socket()).unwrap());
         drop(successor);
+        assert!(!folder.socket().exists());
+    });
+}
+
+/// It has a copy of all there is, and drops it.
+#[test]
+fn a_forked_child_leaves_the_file_to_its_parent() {
+    each_poller!().run(|| {
+        let folder = Folder::new();
+        let event_loop = EventLoop::new().unwrap();
+        let server = echo(UnixServer::bind(&event_loop, folder.socket()).unwrap()).unwrap();
+        let mut event_loop = Some(event_loop);
+        assert_exited_well(forked(|| drop(event_loop.take())));
+        assert!(folder.socket().exists(), "{server:?} has none");
+        drop(event_loop);
         assert!(!folder.socket().exists());
     });
 }
