@@ -94,9 +94,6 @@ impl UdpSocketHandle {
 
     /// On the loop's own thread at once, unless something is on its way, which comes first.
     fn submit(&self, bytes: &[u8], peer: Option<&Address>) -> Result<(), SendError> {
-        if self.is_closed() {
-            return Err(SendError::Closed);
-        }
         let send = |socket: &UdpSocket<'_>, bytes: &[u8], peer: Option<&Address>| match peer {
             Some(peer) => socket.send_to(bytes, peer),
             None => socket.send(bytes),

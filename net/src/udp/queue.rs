@@ -10,7 +10,7 @@
 
 use std::mem;
 
-use ruduo_reactor::sys::datagram::{MAX_SEGMENTS, Piece};
+use ruduo_reactor::sys::datagram::Piece;
 
 /// What a socket does with a datagram for which its queue has no room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -191,7 +191,7 @@ impl Queue {
     /// In order, those to one peer joined if they have one size, of at most `max_segment` bytes; the
     /// last of them may be smaller.
     pub(super) fn pieces(&self, max_segment: usize) -> impl Iterator<Item = Piece<'_>> {
-        let mut run = Run::default();
+        let mut run = Run::NONE;
         self.iter().map(move |piece| {
             let joins = max_segment > 0 && run.takes(&piece, max_segment);
             Piece { joins, ..piece }
@@ -229,24 +229,23 @@ impl Store {
     }
 }
 
-/// Datagrams of one size to one peer, from one address.
-#[derive(Default)]
+/// Datagrams of one size to one peer, from one address. There are never too many of them: of as many
+/// pieces as leave in a call the kernel makes one message.
 struct Run<'a> {
     name: &'a [u8],
     source: &'a [u8],
     segment: usize,
-    segments: usize,
     bytes: usize,
-    /// The last one was smaller.
+    /// The last one was smaller, or there is none.
     is_over: bool,
 }
 
 impl<'a> Run<'a> {
+    const NONE: Run<'static> = Run { name: &[], source: &[], segment: 0, bytes: 0, is_over: true };
+
     fn takes(&mut self, piece: &Piece<'a>, max_segment: usize) -> bool {
         let Piece { name, source, bytes, .. } = *piece;
-        let joins = self.segments > 0
-            && self.segments < MAX_SEGMENTS
-            && !self.is_over
+        let joins = !self.is_over
             && self.segment <= max_segment
             && !bytes.is_empty()
             && bytes.len() <= self.segment
@@ -254,12 +253,11 @@ impl<'a> Run<'a> {
             && name == self.name
             && source == self.source;
         if joins {
-            self.segments += 1;
             self.bytes += bytes.len();
             self.is_over = bytes.len() < self.segment;
         } else {
             let segment = bytes.len();
-            *self = Run { name, source, segment, segments: 1, bytes: segment, is_over: false };
+            *self = Run { name, source, segment, bytes: segment, is_over: false };
         }
         joins
     }
@@ -296,7 +294,7 @@ mod tests {
         assert_eq!(joins(0), [false; 8]);
 
         let mut queue = Queue::new(1 << 20, WhenFull::DropNewest);
-        for _ in 0..2 * MAX_SEGMENTS {
+        for _ in 0..128 {
             queue.offer(b"a", b"", &[0; 1200]);
         }
         // 54 of them are 64,800 bytes.

@@ -27,10 +27,8 @@ use super::socket::NO_SIGNAL;
 /// The largest datagram that there is over IP, and so the room that holds any.
 pub const MAX_DATAGRAM: usize = 65_535;
 
-/// The most datagrams that the kernel makes of one, or one of: `UDP_MAX_SEGMENTS`.
-pub const MAX_SEGMENTS: usize = 64;
-
-/// The most pieces that one call sends.
+/// The most pieces that one call sends: as many as the kernel makes of one message, and no more, so that
+/// any of them may go together (`UDP_MAX_SEGMENTS`, which is 128 in newer ones).
 pub const MAX_PIECES: usize = 64;
 
 /// As the kernel takes and gives them. Elsewhere we count the bytes of each ourselves.
