@@ -5,16 +5,19 @@
 mod common;
 mod datagrams;
 
+use std::cell::Cell;
 use std::io::ErrorKind;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use common::{DEADLINE, eventually, pattern, within};
-use datagrams::{Running, assert_echoes, echo, hold, peer, recv, start, turns_in};
+use datagrams::{Running, assert_echoes, echo, hold, peer, recv, start, timers_in, turns_in};
 use ruduo::{
-    Address, Datagram, EventLoop, LoopPool, SendError, TcpServer, UdpClient, UdpHandle, UdpHandler,
-    UdpServer, UdpSocket, UdpSocketHandle,
+    Address, Datagram, EventLoop, LoopPool, LoopThread, SendError, TcpServer, UdpClient, UdpHandle,
+    UdpHandler, UdpServer, UdpSocket, UdpSocketHandle,
 };
 
 #[test]
@@ -135,6 +138,7 @@ fn b63_refused_datagrams_are_values_and_the_socket_goes_on() {
         assert_echoes(&late);
         // What is sent is counted when it has been, and the peer may be faster.
         eventually("all is counted", || running.metrics().sent == 5);
+        assert_eq!(running.metrics().receive_errors, 3);
         assert_eq!(running.metrics().open, 1);
     });
 }
@@ -156,14 +160,7 @@ fn b63_many_refusals_keep_nobody_waiting() {
             running.udp.socket().send("is anybody there?").unwrap();
             within(&receive);
         }
-        let (send, timers) = channel();
-        let task = move |event_loop: &EventLoop| {
-            event_loop.run_after(Duration::from_millis(200), move |event_loop| {
-                send.send(event_loop.metrics().timers).unwrap();
-            });
-        };
-        running.event_loop().post(task).unwrap();
-        assert_eq!(within(&timers), 1, "timers, with the one that tells");
+        assert_eq!(timers_in(running.event_loop(), Duration::from_millis(200)), 1);
     });
 }
 
@@ -194,11 +191,12 @@ fn b63_what_stands_behind_a_refused_datagram_leaves_all_the_same() {
 #[test]
 fn b63_what_is_too_long_is_an_error_value_and_the_rest_leaves() {
     each_poller!().run(|| {
-        for batch in [1, 32] {
+        for (batch, gso) in [(1, false), (32, false), (1, true), (32, true)] {
             let (send, receive) = channel();
             let running = start(move |event_loop| {
                 UdpServer::bind(event_loop, "127.0.0.1:0")
                     .batch(batch)
+                    .gso(gso)
                     .on_datagram(|socket, datagram| {
                         socket.answer(datagram, "before");
                         socket.answer(datagram, pattern(65_508));
@@ -269,6 +267,58 @@ fn a_batch_is_received_answered_and_sent_whole() {
     });
 }
 
+/// The room of a loop is for all its sockets, but each has a size of its own.
+#[test]
+fn sockets_of_one_loop_have_room_of_different_sizes() {
+    each_poller!().run(|| {
+        let (send, receive) = channel();
+        let running = start(move |event_loop| {
+            let small = UdpServer::bind(event_loop, "127.0.0.1:0")
+                .receive_size(10)
+                .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+                .start()?;
+            send.send(small).unwrap();
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .batch(8)
+                .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+                .start()
+        });
+        let small = peer("127.0.0.1:0");
+        small.connect(within(&receive).local_addr()).unwrap();
+        let large = running.peer();
+        for _ in 0..3 {
+            small.send(&pattern(1000)).unwrap();
+            assert_eq!(recv(&small), pattern(10));
+            large.send(&pattern(1000)).unwrap();
+            assert_eq!(recv(&large), pattern(1000));
+        }
+    });
+}
+
+/// Of a batch that has been received, too.
+#[test]
+fn nothing_is_delivered_to_a_socket_that_has_closed_itself() {
+    each_poller!().run(|| {
+        let running = start(|event_loop| {
+            let count = AtomicU32::new(0);
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .on_datagram(move |socket, _| {
+                    // The fourth batch brings the ones from the eighth to the fifteenth.
+                    if count.fetch_add(1, Ordering::Relaxed) == 10 {
+                        socket.close();
+                    }
+                })
+                .start()
+        });
+        let peer = running.peer();
+        let release = hold(running.event_loop());
+        (0..30).for_each(|_| assert_eq!(peer.send(b"x").unwrap(), 1));
+        drop(release);
+        running.wait();
+        assert_eq!(running.metrics().received, 11);
+    });
+}
+
 /// How often the loop has its turn while a flood is worked off.
 #[test]
 fn b15_a_flood_of_datagrams_takes_turns_with_the_rest() {
@@ -289,6 +339,8 @@ fn b15_a_flood_of_datagrams_takes_turns_with_the_rest() {
         }
         drop(release);
         let turns: Vec<u64> = (0..80).map(|_| within(&receive)).collect();
+        // They come together, after the first few.
+        assert!(turns.chunk_by(|a, b| a == b).count() <= 20, "{turns:?}");
         for turn in &turns {
             let in_this = turns.iter().filter(|t| *t == turn).count();
             assert!(in_this <= 8, "{in_this} datagrams in one turn: {turns:?}");
@@ -354,6 +406,16 @@ fn handles_send_from_any_thread_and_in_order() {
         assert_eq!(recv(&peer), b"first");
         assert_eq!(recv(&peer), b"second");
 
+        // Otherwise it is done at once, before what comes later in the same callback.
+        let there = address.clone();
+        let send = move |socket: &UdpSocket<'_>| {
+            socket.handle().send_to("third", &there).unwrap();
+            socket.send_to("fourth", &there);
+        };
+        handle.post(send).unwrap();
+        assert_eq!(recv(&peer), b"third");
+        assert_eq!(recv(&peer), b"fourth");
+
         let (send, receive) = channel();
         handle.post(move |socket| send.send(socket.local_addr().clone()).unwrap()).unwrap();
         assert_eq!(within(&receive), Address::Ip(running.addr()));
@@ -381,7 +443,17 @@ fn a_handle_that_sends_more_than_the_queue_may_hold_is_told() {
         assert!(outcomes[taken..].iter().all(|outcome| *outcome == Err(SendError::Full)));
         drop(release);
         eventually("all has left", || running.metrics().sent == taken as u64);
-        handle.send_to("and on", &to).unwrap();
+        // What is on its way has a price beside its bytes, which keeps nobody from sending at all.
+        let running = start(|event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .queue_limit(100)
+                .on_datagram(|_, _| {})
+                .start()
+        });
+        let peer = peer("127.0.0.1:0");
+        let to = peer.local_addr().unwrap().into();
+        running.udp.socket().send_to("and on", &to).unwrap();
+        assert_eq!(recv(&peer), b"and on");
     });
 }
 
@@ -405,6 +477,7 @@ fn a_connected_socket_hears_its_peer_alone_and_names_nobody_else() {
         });
         assert_eq!(recv(&near), b"hello");
         assert!(within(&receive).contains("connected"));
+        assert_eq!(running.metrics().send_errors, 1);
         near.connect(running.addr()).unwrap();
         far.connect(running.addr()).unwrap();
         far.send(b"I am not your peer").unwrap();
@@ -550,19 +623,25 @@ fn a_port_is_shared_with_others_who_share_it_too() {
 
 /// More than one event may take, each in a call of its own.
 #[test]
-fn what_one_callback_sends_leaves_however_much_it_is() {
+fn what_one_callback_sends_leaves_however_much_it_is_and_takes_turns() {
     each_poller!().run(|| {
+        let (send, receive) = channel();
         let running = start(|event_loop| {
             UdpServer::bind(event_loop, "127.0.0.1:0")
                 .batch(1)
-                .on_datagram(|socket, datagram| {
+                .on_datagram(move |socket, datagram| {
                     (0..200_u8).for_each(|i| socket.answer(datagram, [i]));
+                    let send = send.clone();
+                    let look = move |socket: &UdpSocket<'_>| send.send(socket.queued()).unwrap();
+                    socket.handle().post(look).unwrap();
                 })
                 .start()
         });
         let peer = running.peer();
         peer.send(b"go").unwrap();
         (0..200).for_each(|i| assert_eq!(recv(&peer), [i]));
+        // The tasks of the same turn have not waited for all of them.
+        assert!(within(&receive) > 0);
     });
 }
 
@@ -586,6 +665,29 @@ fn a_pool_can_be_shared_and_lives_on() {
             recv(&peer);
         }
         running.stop();
+        let (send, receive) = channel();
+        pool.loops()[0].post(move |_| send.send(()).unwrap()).unwrap();
+        within(&receive);
+    });
+}
+
+#[test]
+fn sockets_on_a_shared_pool_end_with_the_loop_that_they_were_started_on() {
+    each_poller!().run(|| {
+        let others = EventLoop::new().unwrap();
+        let pool = LoopPool::builder(&others).threads(2).start().unwrap();
+        let (send, told) = channel();
+        let base = LoopThread::spawn("base", EventLoop::builder(), {
+            let pool = pool.clone();
+            move |event_loop| {
+                let make = move |_: &EventLoop| Told(send.clone());
+                UdpServer::bind(event_loop, "127.0.0.1:0").pool(&pool).serve(make)?;
+                Ok(())
+            }
+        });
+        assert_eq!(["start", "start"], [(); 2].map(|()| within(&told)));
+        base.unwrap().join().unwrap();
+        assert_eq!(["close", "close"], [(); 2].map(|()| within(&told)));
         let (send, receive) = channel();
         pool.loops()[0].post(move |_| send.send(()).unwrap()).unwrap();
         within(&receive);
@@ -826,6 +928,69 @@ fn signals_stop_datagrams_and_connections_of_a_loop_together() {
         event_loop.defer(|_| nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).unwrap());
         event_loop.run().unwrap();
         assert!(udp.is_ended() && tcp.is_ended());
+    });
+}
+
+#[test]
+fn datagrams_that_have_ended_before_a_signal_do_not_hold_up_the_rest() {
+    each_poller!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let udp =
+            UdpServer::bind(&event_loop, "127.0.0.1:0").on_datagram(|_, _| {}).start().unwrap();
+        udp.stop_on_signals(&event_loop, DEADLINE).unwrap();
+        udp.socket().post(|socket| socket.close()).unwrap();
+        let ended = udp.clone();
+        event_loop.run_every(Duration::from_millis(1), move |_| {
+            if ended.is_ended() {
+                nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).unwrap();
+            }
+        });
+        let in_time = Rc::new(Cell::new(true));
+        let late = in_time.clone();
+        event_loop.run_after(DEADLINE, move |event_loop| {
+            late.set(false);
+            event_loop.quit();
+        });
+        event_loop.run().unwrap();
+        assert!(in_time.get());
+    });
+}
+
+/// Sends more when it is over, and what a socket cannot send when it hears of that.
+struct Persists(Sender<String>);
+
+impl UdpHandler for Persists {
+    fn on_start(&mut self, socket: &UdpSocket<'_>) {
+        socket.send_to("1", &nobody());
+    }
+    fn on_datagram(&mut self, _: &UdpSocket<'_>, _: &Datagram<'_>) {}
+    fn on_error(&mut self, socket: &UdpSocket<'_>, error: &ruduo::DatagramError) {
+        self.0.send(error.to_string()).unwrap();
+        socket.send_to("again", &nobody());
+    }
+    fn on_close(&mut self, socket: &UdpSocket<'_>) {
+        socket.send("too late");
+        socket.send("too late");
+    }
+}
+
+#[test]
+fn what_is_sent_in_vain_is_told_again_and_again_and_counted() {
+    each_poller!().run(|| {
+        let (send, receive) = channel();
+        let target = nobody();
+        let running = start(move |event_loop| {
+            UdpClient::connect(event_loop, target).serve(move |_| Persists(send.clone()))
+        });
+        for _ in 0..10 {
+            assert!(within(&receive).contains("connected"));
+        }
+        // Each of them in a turn of its own, so others have theirs.
+        running.udp.stop(Duration::ZERO);
+        running.wait();
+        let metrics = running.metrics();
+        assert_eq!((metrics.discarded, metrics.sent), (2, 0), "{metrics}");
+        assert!(metrics.send_errors >= 10, "{metrics}");
     });
 }
 

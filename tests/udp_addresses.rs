@@ -96,5 +96,7 @@ fn so_it_does_with_several_addresses_of_ipv6() {
         let index = nix::net::if_::if_nametoindex("near").unwrap();
         let asked = SocketAddrV6::new("fe80::77".parse().unwrap(), port, 0, index);
         assert_answers(&running, "[::]:0", asked);
+        // Nor does the peer's address say of which.
+        assert_answers(&running, "[fd77::1]:0", asked);
     });
 }

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 
-use common::within;
-use datagrams::{hold, recv, start};
-use ruduo::{EventLoop, UdpServer};
+use common::{eventually, within};
+use datagrams::{Running, hold, recv, start};
+use ruduo::{EventLoop, UdpClient, UdpServer};
 
 thread_local! {
     /// Allocations of this thread, and bytes that it has and has not freed.
@@ -120,14 +120,100 @@ fn sockets_that_are_idle_share_the_room_to_receive() {
             running.event_loop().post(move |_| send.send(BYTES.get()).unwrap()).unwrap();
             within(&receive)
         };
-        running.assert_echoes();
+        running.peer().send(&[7; 20_000]).unwrap();
+        eventually("it has come", || running.metrics().sent == 1);
         let before = count();
         for udp in &all {
+            // All of it is queued for a moment.
             let peer = datagrams::peer("127.0.0.1:0");
             peer.connect(udp.local_addr()).unwrap();
-            datagrams::assert_echoes(&peer);
+            peer.send(&[7; 20_000]).unwrap();
+            assert_eq!(recv(&peer), [7; 20_000]);
         }
         let after = count();
         assert!(after - before < 100_000, "{} bytes", after - before);
+    });
+}
+
+/// How many bytes the thread of the loop has.
+fn bytes_of(running: &Running) -> i64 {
+    let (send, receive) = channel();
+    running.event_loop().post(move |_| send.send(BYTES.get()).unwrap()).unwrap();
+    within(&receive)
+}
+
+#[test]
+fn a_loop_keeps_room_of_a_few_sizes_only() {
+    each_poller!().run(|| {
+        let (send, receive) = channel();
+        let running = start(move |event_loop| {
+            let bind = |size: usize| {
+                UdpServer::bind(event_loop, "127.0.0.1:0")
+                    .batch(16)
+                    .receive_size(size)
+                    .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+                    .start()
+            };
+            send.send((1..=12).map(|i| bind(10_000 * i)).collect::<Vec<_>>()).unwrap();
+            bind(1)
+        });
+        let before = bytes_of(&running);
+        for udp in within(&receive) {
+            let peer = datagrams::peer("127.0.0.1:0");
+            peer.connect(udp.unwrap().local_addr()).unwrap();
+            datagrams::assert_echoes(&peer);
+        }
+        // Of the largest four: 16 times 90,000 bytes, and so on.
+        let more = bytes_of(&running) - before;
+        assert!(more < 7_000_000, "{more} bytes");
+    });
+}
+
+#[test]
+fn what_was_queued_gives_its_memory_back() {
+    each_poller!().run(|| {
+        let running = start(|event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .queue_limit(64 << 20)
+                .on_datagram(|socket, datagram| {
+                    (0..300).for_each(|_| socket.answer(datagram, [7; 60_000]));
+                })
+                .start()
+        });
+        let before = bytes_of(&running);
+        running.peer().send(b"go").unwrap();
+        eventually("all has left", || running.metrics().sent == 300);
+        // The room to receive, and for what is queued a few megabytes at most.
+        let more = bytes_of(&running) - before;
+        assert!(more < 32 * 65_535 + (4 << 20) + 100_000, "{more} bytes");
+    });
+}
+
+/// In a queue that is never empty, what has left makes room for what comes.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_queue_that_is_never_empty_does_not_grow() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    each_poller!().run(|| {
+        let name = format!("ruduo-memory-{}", std::process::id());
+        let reader = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap());
+        let reader = reader.unwrap();
+        reader.set_read_timeout(Some(common::DEADLINE)).unwrap();
+        let running = start(move |event_loop| {
+            UdpClient::connect(event_loop, format!("unix:@{name}")).on_datagram(|_, _| {}).start()
+        });
+        let send = || running.udp.socket().send([7; 1000]).unwrap();
+        let receive = || assert_eq!(reader.recv(&mut [0; 2000]).unwrap(), 1000);
+        // More than the reader's kernel keeps.
+        (0..600).for_each(|_| send());
+        let before = bytes_of(&running);
+        for _ in 0..5000 {
+            send();
+            receive();
+        }
+        assert!(bytes_of(&running) - before < 1_000_000, "of 5,000,000 bytes");
+        assert!(running.metrics().sent < 5600);
+        (0..600).for_each(|_| receive());
     });
 }

@@ -8,7 +8,7 @@ mod datagrams;
 mod namespace;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::mpsc::{Receiver, channel};
 
 use common::{eventually, within};
@@ -101,6 +101,8 @@ fn a_group_is_joined_and_left_while_it_serves() {
             return;
         }
         let (member, heard) = listener("0.0.0.0:0", vec![GROUP.into()], loopback(), 0);
+        // A member of the other one, on this machine and interface, which is not us.
+        let (others, _) = listener("0.0.0.0:0", vec![OTHER.into()], loopback(), 0);
         let sender = sender("127.0.0.1:0", loopback(), true);
         // The other one is not ours yet. What comes to the first later shows that it has not come.
         send(&sender, "to the other", OTHER, &member);
@@ -119,6 +121,7 @@ fn a_group_is_joined_and_left_while_it_serves() {
         let error = call(|socket| socket.leave(GROUP, Ipv4Addr::LOCALHOST)).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::AddrNotAvailable);
         assert!(error.to_string().contains("leaving 239.255.77.1"), "{error}");
+        drop(others);
     });
 }
 
@@ -199,6 +202,7 @@ fn ipv6_has_groups_too() {
         let index = nix::net::if_::if_nametoindex("near").unwrap();
         for by in [Interface::Index(index), Interface::from("near")] {
             let (member, heard) = listener("[::]:0", vec![GROUP_V6.into()], by.clone(), 0);
+            let (others, _) = listener("[::]:0", vec![OTHER_V6.into()], by.clone(), 0);
             let sender = sender("[fd77::1]:0", by.clone(), true);
             send(&sender, "to the other", OTHER_V6, &member);
             send(&sender, "hello", GROUP_V6, &member);
@@ -218,6 +222,7 @@ fn ipv6_has_groups_too() {
             send(&sender, "hello", GROUP_V6, &member);
             send(&sender, "to the other", OTHER_V6, &member);
             assert_eq!(within(&heard), "to the other");
+            drop(others);
         }
     });
 }
@@ -258,7 +263,37 @@ fn a_socket_for_both_has_the_options_of_both() {
             assert_eq!(getsockopt(&fd, sockopt::Ipv4Ttl).unwrap(), 3);
             assert_eq!(getsockopt(&fd, sockopt::Ipv6Ttl).unwrap(), 3);
             assert_eq!(getsockopt(&fd, sockopt::IpMulticastTtl).unwrap(), 7);
+            assert_eq!(number(fd, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS), 7);
+            let near = nix::net::if_::if_nametoindex("near").unwrap();
+            assert_eq!(number(fd, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF), near);
         });
+    });
+}
+
+/// An option's value.
+#[cfg(target_os = "linux")]
+fn number(fd: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int) -> u32 {
+    let (mut value, mut len) = (0_u32, size_of::<u32>() as libc::socklen_t);
+    let start = (&raw mut value).cast();
+    // SAFETY: both pointers are valid for writing, and the length says how much room there is.
+    let outcome = unsafe { libc::getsockopt(fd.as_raw_fd(), level, option, start, &raw mut len) };
+    assert_eq!((outcome, len as usize), (0, size_of::<u32>()));
+    value
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_interface_for_groups_may_be_given_by_its_address() {
+    each_poller!().run(|| {
+        for (by, expected) in
+            [(loopback(), Ipv4Addr::LOCALHOST), (Interface::Any, Ipv4Addr::UNSPECIFIED)]
+        {
+            let sender = sender("127.0.0.1:0", by, true);
+            with_fd_at(sender.addr().port(), |fd| {
+                let chosen = number(fd, libc::IPPROTO_IP, libc::IP_MULTICAST_IF);
+                assert_eq!(Ipv4Addr::from(chosen.to_ne_bytes()), expected);
+            });
+        }
     });
 }
 

@@ -7,18 +7,19 @@
 mod common;
 mod datagrams;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::ErrorKind;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::channel;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use common::{DEADLINE, eventually, within};
-use datagrams::{Running, echo, hold, peer, recv, start, turns_in, with_fd_at};
+use common::{Alone, DEADLINE, eventually, within};
+use datagrams::{Running, failing, hold, peer, recv, start, timers_in, turns_in, with_fd_at};
 use nix::sys::socket::{getsockopt, sockopt};
-use ruduo::{Address, UdpClient, UdpServer, UdpSocketHandle, WhenFull};
+use ruduo::{Address, UdpClient, UdpServer, UdpSocket, UdpSocketHandle, WhenFull};
 
 /// A peer whose kernel keeps a few datagrams for it, and then no more.
 struct Reader {
@@ -222,10 +223,16 @@ fn a_socket_that_pauses_reading_loses_nothing_of_a_peer_that_reads_late() {
         eventually("it stands still", || {
             turns_in(running.event_loop(), Duration::from_millis(20)) < 5
         });
-        let received = running.metrics().received;
-        assert!(u64::from(sent) > received || sent > 64, "{sent} {received}");
+        let before = running.metrics();
+        assert!(u64::from(sent) > before.received || sent > 64, "{sent} {before}");
         reader.socket.set_nonblocking(false).unwrap();
-        for n in 0..sent {
+        // Some may leave, but not half of the queue: it goes on waiting for that.
+        let some = 5;
+        (0..some).for_each(|n| assert_eq!(number(&reader.recv()), n));
+        eventually("as many have left", || running.metrics().sent >= before.sent + u64::from(some));
+        assert!(turns_in(running.event_loop(), Duration::from_millis(20)) < 20);
+        assert_eq!(running.metrics().received, before.received);
+        for n in some..sent {
             assert_eq!(number(&reader.recv()), n);
         }
         let metrics = running.metrics();
@@ -286,9 +293,35 @@ fn stopping_waits_for_a_peer_that_reads_late() {
         for n in 0..900 {
             assert_eq!(number(&reader.recv()), n);
         }
-        running.udp.wait().unwrap();
+        running.wait();
         let metrics = running.metrics();
         assert_eq!((metrics.sent, metrics.discarded, metrics.open), (900, 0, 0), "{metrics}");
+    });
+}
+
+#[test]
+fn a_socket_that_stops_receives_nothing_more() {
+    each_poller!().run(|| {
+        let reader = Reader::new();
+        let target = reader.address();
+        let running = start(move |event_loop| {
+            UdpClient::connect(event_loop, &target)
+                .bind_local(format!("{target}-answers"))
+                .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+                .start()
+        });
+        send_numbered(running.udp.socket(), 900);
+        running.udp.stop(DEADLINE);
+        let (send, receive) = channel();
+        running.udp.socket().post(move |_| send.send(()).unwrap()).unwrap();
+        within(&receive);
+        let to = SocketAddr::from_abstract_name(format!("{}-answers", reader.name)).unwrap();
+        reader.socket.send_to_addr(b"too late", &to).unwrap();
+        for n in 0..900 {
+            assert_eq!(number(&reader.recv()), n);
+        }
+        running.wait();
+        assert_eq!(running.metrics().received, 0);
     });
 }
 
@@ -300,16 +333,32 @@ fn stopping_has_a_deadline_for_what_does_not_leave() {
         let running = start(move |event_loop| {
             UdpClient::connect(event_loop, &target).on_datagram(|_, _| {}).start()
         });
-        let handle = running.udp.socket();
-        send_numbered(handle, 900);
+        send_numbered(running.udp.socket(), 900);
         running.udp.stop(Duration::from_millis(50));
-        // Of several deadlines the earliest counts.
-        running.udp.stop(100 * DEADLINE);
-        running.udp.wait().unwrap();
+        running.wait();
         let metrics = running.metrics();
         assert!(metrics.discarded > 0, "{metrics}");
         assert_eq!(metrics.sent + metrics.discarded, 900, "{metrics}");
         assert_eq!(metrics.open, 0);
+    });
+}
+
+#[test]
+fn of_several_deadlines_for_stopping_the_earliest_counts() {
+    each_poller!().run(|| {
+        let (early, late) = (Duration::from_millis(50), 100 * DEADLINE);
+        for deadlines in [[early, late], [late, early]] {
+            let reader = Reader::new();
+            let target = reader.address();
+            let running = start(move |event_loop| {
+                UdpClient::connect(event_loop, &target).on_datagram(|_, _| {}).start()
+            });
+            send_numbered(running.udp.socket(), 900);
+            for deadline in deadlines {
+                running.udp.stop(deadline);
+            }
+            running.wait();
+        }
     });
 }
 
@@ -328,7 +377,14 @@ fn a_signal_gives_what_does_not_leave_a_deadline() {
             .start()
             .unwrap();
         udp.stop_on_signals(&event_loop, Duration::from_millis(50)).unwrap();
+        let in_time = Rc::new(Cell::new(true));
+        let late = in_time.clone();
+        event_loop.run_after(DEADLINE, move |event_loop| {
+            late.set(false);
+            event_loop.quit();
+        });
         event_loop.run().unwrap();
+        assert!(in_time.get());
         let metrics = udp.metrics();
         assert!(udp.is_ended() && metrics.discarded > 0, "{metrics}");
         assert_eq!(metrics.sent + metrics.discarded, 900, "{metrics}");
@@ -353,79 +409,212 @@ fn the_kernel_keeps_as_much_as_it_is_told_to() {
     });
 }
 
-/// Two answers, at the first of which the kernel says what it is told to.
-fn answered_in_spite_of(when: &'static str) {
-    let echo = echo();
-    let peer = echo.peer();
-    let release = hold(echo.event_loop());
-    peer.send(b"one").unwrap();
-    peer.send(b"two").unwrap();
-    drop(release);
-    assert_eq!((recv(&peer), recv(&peer)), (b"one".to_vec(), b"two".to_vec()), "{when}");
-    eventually("it is counted", || echo.metrics().sent == 2);
-    assert_eq!(echo.metrics().send_errors, 0, "{when}");
-    assert!(turns_in(echo.event_loop(), Duration::from_millis(50)) < 20);
-}
-
-fn failing_sends(inject: &str) -> [&str; 9] {
-    ["strace", "-qq", "-f", "-o", "/dev/null", "-e", "trace=sendmmsg,sendmsg", "-e", inject]
+/// Answers, at the first of which the kernel says what it is told to.
+fn answered_in_spite_of(errno: &str, alone: Alone) {
+    let how = format!("error={errno}:when=1..3");
+    failing(alone, "sendmmsg,sendmsg", &how).run(|| {
+        let (send, drained) = channel();
+        let echo = start(move |event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+                .on_drained(move |_| send.send(()).unwrap())
+                .start()
+        });
+        let peer = echo.peer();
+        let release = hold(echo.event_loop());
+        peer.send(b"one").unwrap();
+        peer.send(b"two").unwrap();
+        drop(release);
+        assert_eq!((recv(&peer), recv(&peer)), (b"one".to_vec(), b"two".to_vec()), "{errno}");
+        within(&drained);
+        eventually("it is counted", || echo.metrics().sent == 2);
+        assert_eq!(echo.metrics().send_errors, 0, "{errno}");
+        assert!(turns_in(echo.event_loop(), Duration::from_millis(50)) < 20);
+    });
 }
 
 #[test]
 fn without_memory_in_the_kernel_it_tries_again_later() {
-    each_poller!()
-        .under(&failing_sends("inject=sendmmsg,sendmsg:error=ENOBUFS:when=1..3"))
-        .run(|| answered_in_spite_of("ENOBUFS"));
+    for errno in ["ENOBUFS", "ENOMEM"] {
+        answered_in_spite_of(errno, each_poller!());
+    }
 }
 
 #[test]
 fn without_room_in_the_kernel_it_waits_for_some() {
-    each_poller!()
-        .under(&failing_sends("inject=sendmmsg,sendmsg:error=EAGAIN:when=1..3"))
-        .run(|| answered_in_spite_of("EAGAIN"));
+    answered_in_spite_of("EAGAIN", each_poller!());
+}
+
+#[test]
+fn calls_that_are_interrupted_are_made_again() {
+    let calls = "recvmmsg,recvmsg,sendmmsg,sendmsg";
+    failing(each_poller!(), calls, "error=EINTR:when=1+2").run(|| {
+        for batch in [1, 32] {
+            let echo = start(move |event_loop| {
+                UdpServer::bind(event_loop, "127.0.0.1:0")
+                    .batch(batch)
+                    .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+                    .start()
+            });
+            let peer = echo.peer();
+            let release = hold(echo.event_loop());
+            (0..20).for_each(|i| assert_eq!(peer.send(&[i]).unwrap(), 1));
+            drop(release);
+            (0..20).for_each(|i| assert_eq!(recv(&peer), [i]));
+            echo.stop();
+            let metrics = echo.metrics();
+            assert_eq!((metrics.receive_errors, metrics.send_errors), (0, 0), "{metrics}");
+        }
+    });
+}
+
+/// A socket that counts errors; what it receives is told.
+fn counting_errors(batch: usize) -> (Running, Receiver<Vec<u8>>) {
+    let (send, receive) = channel();
+    let running = start(move |event_loop| {
+        UdpServer::bind(event_loop, "127.0.0.1:0")
+            .batch(batch)
+            .on_datagram(move |_, datagram| send.send(datagram.bytes().to_vec()).unwrap())
+            .on_error(|_, error| assert!(!error.is_of_sending()))
+            .start()
+    });
+    (running, receive)
+}
+
+/// Nobody tells when that is over, so it is tried again, now and then.
+#[test]
+fn receiving_that_fails_again_and_again_pauses_and_goes_on() {
+    failing(each_poller!(), "recvmsg", "error=ENOBUFS:when=1..40").run(|| {
+        let (running, receive) = counting_errors(1);
+        running.peer().send(b"at last").unwrap();
+        assert_eq!(within(&receive), b"at last");
+        assert_eq!(running.metrics().receive_errors, 40);
+        let (send, timers) = channel();
+        let look = move |socket: &UdpSocket<'_>| {
+            send.send(socket.event_loop().metrics().timers).unwrap();
+        };
+        running.udp.socket().post(look).unwrap();
+        // After sixteen failures each.
+        assert_eq!(within(&timers), 2);
+    });
+}
+
+#[test]
+fn receiving_that_fails_now_and_then_does_not_pause() {
+    failing(each_poller!(), "recvmsg", "error=ENOBUFS:when=1+2").run(|| {
+        let (running, receive) = counting_errors(1);
+        let peer = running.peer();
+        for i in 0..40 {
+            peer.send(&[i]).unwrap();
+            assert_eq!(within(&receive), [i]);
+        }
+        assert_eq!(running.metrics().receive_errors, 40);
+        assert_eq!(timers_in(running.event_loop(), Duration::from_millis(200)), 1);
+    });
+}
+
+#[test]
+fn a_pause_ends_with_its_socket() {
+    failing(each_poller!(), "recvmsg", "error=ENOBUFS").run(|| {
+        let (running, _receive) = counting_errors(1);
+        running.peer().send(b"never").unwrap();
+        eventually("it pauses", || running.metrics().receive_errors >= 16);
+        running.udp.socket().post(|socket| socket.close()).unwrap();
+        // By the same way, so behind that.
+        assert_eq!(timers_in(running.event_loop(), Duration::from_millis(300)), 1);
+    });
+}
+
+/// Meanwhile it does not receive; errors are heard all the same, or the poller would tell for ever.
+#[test]
+fn a_socket_that_waits_hears_that_nobody_is_there() {
+    failing(each_poller!(), "sendmsg", "error=ENOBUFS:when=2+").run(|| {
+        let (send, receive) = channel();
+        // Nobody has the port any more.
+        let nobody = peer("127.77.0.1:0").local_addr().unwrap();
+        let running = start(move |event_loop| {
+            UdpClient::connect(event_loop, nobody)
+                .batch(1)
+                .queue_limit(100)
+                .when_full(WhenFull::PauseReading)
+                .on_start(|socket| {
+                    socket.send("this leaves");
+                    socket.send([0; 90]);
+                })
+                .on_datagram(|_, _| {})
+                .on_error(move |_, error| send.send((error.kind(), error.is_of_sending())).unwrap())
+                .start()
+        });
+        assert_eq!(within(&receive), (ErrorKind::ConnectionRefused, false));
+        let metrics = running.metrics();
+        assert_eq!((metrics.sent, metrics.paused_by_output), (1, 1), "{metrics}");
+        // It tries to send, every other millisecond.
+        assert!(turns_in(running.event_loop(), Duration::from_millis(50)) < 60);
+    });
+}
+
+/// What has been tried once is dropped for others, of which the first has not been tried at all.
+#[test]
+fn what_takes_the_place_of_the_oldest_is_tried_twice_too() {
+    failing(each_poller!(), "sendmsg", "error=EHOSTUNREACH:when=1..2").run(|| {
+        let near = peer("127.0.0.1:0");
+        let target = near.local_addr().unwrap();
+        let (send, receive) = channel();
+        let running = start(move |event_loop| {
+            let first = AtomicBool::new(true);
+            UdpClient::connect(event_loop, target)
+                .batch(1)
+                .queue_limit(150)
+                .when_full(WhenFull::DropOldest)
+                .on_datagram(|_, _| {})
+                .on_error(move |socket, error| {
+                    if first.swap(false, Ordering::Relaxed) {
+                        socket.send([2; 100]);
+                    }
+                    send.send(error.kind()).unwrap();
+                })
+                .start()
+        });
+        running.udp.socket().send([1; 100]).unwrap();
+        assert_eq!(recv(&near), [2; 100]);
+        assert_eq!(within(&receive), ErrorKind::HostUnreachable);
+        assert_eq!(within(&receive), ErrorKind::HostUnreachable);
+        running.stop();
+        let metrics = running.metrics();
+        assert_eq!((metrics.sent, metrics.send_errors), (1, 0), "{metrics}");
+        assert_eq!(metrics.dropped_oldest, 1, "{metrics}");
+    });
 }
 
 #[test]
 fn a_network_that_is_unreachable_is_an_error_value_each_time() {
-    each_poller!()
-        .under(&[
-            "strace",
-            "-qq",
-            "-f",
-            "-o",
-            "/dev/null",
-            "-e",
-            "trace=sendmmsg,sendmsg",
-            "-e",
-            "inject=sendmmsg,sendmsg:error=EHOSTUNREACH",
-        ])
-        .run(|| {
-            let (send, receive) = channel();
-            let (near, connected) = (peer("127.0.0.1:0"), peer("127.0.0.1:0"));
-            let target = connected.local_addr().unwrap();
-            let errors = send.clone();
-            let server = start(move |event_loop| {
-                UdpServer::bind(event_loop, "127.0.0.1:0")
-                    .on_datagram(|socket, datagram| socket.answer(datagram, "x"))
-                    .on_error(move |_, error| errors.send(error.kind()).unwrap())
-                    .start()
-            });
-            near.send_to(b"x", server.addr()).unwrap();
-            near.send_to(b"x", server.addr()).unwrap();
-            assert_eq!(within(&receive), ErrorKind::HostUnreachable);
-            assert_eq!(within(&receive), ErrorKind::HostUnreachable);
-            // On a connected socket it might be of an earlier one: tried twice, told once.
-            let client = start(move |event_loop| {
-                UdpClient::connect(event_loop, target)
-                    .on_datagram(|_, _| {})
-                    .on_error(move |_, error| send.send(error.kind()).unwrap())
-                    .start()
-            });
-            client.udp.socket().send("x").unwrap();
-            assert_eq!(within(&receive), ErrorKind::HostUnreachable);
-            eventually("it is given up", || client.metrics().send_errors == 1);
-            client.stop();
-            server.stop();
-            assert!(receive.try_recv().is_err());
+    failing(each_poller!(), "sendmmsg,sendmsg", "error=EHOSTUNREACH").run(|| {
+        let (send, receive) = channel();
+        let (near, connected) = (peer("127.0.0.1:0"), peer("127.0.0.1:0"));
+        let target = connected.local_addr().unwrap();
+        let errors = send.clone();
+        let server = start(move |event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .on_datagram(|socket, datagram| socket.answer(datagram, "x"))
+                .on_error(move |_, error| errors.send(error.kind()).unwrap())
+                .start()
         });
+        near.send_to(b"x", server.addr()).unwrap();
+        near.send_to(b"x", server.addr()).unwrap();
+        assert_eq!(within(&receive), ErrorKind::HostUnreachable);
+        assert_eq!(within(&receive), ErrorKind::HostUnreachable);
+        // On a connected socket it might be of an earlier one: tried twice, told once.
+        let client = start(move |event_loop| {
+            UdpClient::connect(event_loop, target)
+                .on_datagram(|_, _| {})
+                .on_error(move |_, error| send.send(error.kind()).unwrap())
+                .start()
+        });
+        client.udp.socket().send("x").unwrap();
+        assert_eq!(within(&receive), ErrorKind::HostUnreachable);
+        eventually("it is given up", || client.metrics().send_errors == 1);
+        client.stop();
+        server.stop();
+        assert!(receive.try_recv().is_err());
+    });
 }

@@ -8,17 +8,17 @@ mod common;
 mod datagrams;
 
 use std::collections::BTreeSet;
-use std::net::UdpSocket;
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 
-use common::{eventually, pattern, within};
-use datagrams::{Running, recv, start};
-use ruduo::{Address, UdpClient, UdpServer};
+use common::{Alone, eventually, pattern, within};
+use datagrams::{Running, failing, recv, start};
+use ruduo::{Address, UdpClient, UdpServer, UdpSocket};
 
 /// By a plain socket, so that nothing of ours is taken for a want of the machine.
 fn machine_can() -> bool {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let can = [libc::UDP_SEGMENT, libc::UDP_GRO].into_iter().all(|option| {
         let off: libc::c_int = 0;
         // SAFETY: the value is valid for reading its length.
@@ -48,24 +48,78 @@ fn sizes() -> Vec<usize> {
     sizes
 }
 
-fn send_all(running: &Running) {
-    let send = |socket: &ruduo::UdpSocket<'_>| {
+/// All of these sizes, each with its own bytes.
+fn send_all(running: &Running, to: Option<Address>) {
+    let send = move |socket: &UdpSocket<'_>| {
         for (i, size) in sizes().into_iter().enumerate() {
-            socket.send(&pattern(size + i)[i..]);
+            let all = pattern(size + i);
+            match &to {
+                Some(to) => socket.send_to(&all[i..], to),
+                None => socket.send(&all[i..]),
+            }
         }
     };
     running.udp.socket().post(send).unwrap();
 }
 
-fn sender(to: std::net::SocketAddr, batch: usize) -> Running {
-    start(move |event_loop| {
-        UdpClient::connect(event_loop, to)
-            .gso(true)
+/// A socket that has the kernel cut: connected, or one that many could be sent to. What it is told of
+/// as an error is told here.
+fn sender(to: Option<SocketAddr>, batch: usize) -> (Running, Receiver<String>) {
+    let (send, receive) = channel();
+    let running = start(move |event_loop| {
+        let udp = match to {
+            Some(to) => UdpClient::connect(event_loop, to),
+            None => UdpServer::bind(event_loop, "127.0.0.1:0"),
+        };
+        udp.gso(true)
             .batch(batch)
             .on_datagram(|_, _| {})
-            .on_error(|_, error| panic!("{error}"))
+            .on_error(move |_, error| send.send(error.to_string()).unwrap())
             .start()
-    })
+    });
+    (running, receive)
+}
+
+/// A datagram as it has come, and in which turn of the loop.
+struct Arrived {
+    bytes: Vec<u8>,
+    size: usize,
+    truncated: bool,
+    turn: u64,
+}
+
+fn receiver(gro: bool, batch: usize, room: usize) -> (Running, Receiver<Arrived>) {
+    let (send, receive) = channel();
+    let running = start(move |event_loop| {
+        UdpServer::bind(event_loop, "127.0.0.1:0")
+            .gro(gro)
+            .batch(batch)
+            .receive_size(room)
+            .on_datagram(move |socket, datagram| {
+                let turn = socket.event_loop().metrics().turns;
+                let (bytes, size) = (datagram.bytes().to_vec(), datagram.size());
+                let truncated = datagram.is_truncated();
+                send.send(Arrived { bytes, size, truncated, turn }).unwrap();
+            })
+            .start()
+    });
+    (running, receive)
+}
+
+const ANY: usize = 65_535;
+
+/// Receives what `send_all` has sent. Returns in how many turns it came: with a batch of one, so many
+/// messages.
+#[track_caller]
+fn receive_all(receive: &Receiver<Arrived>) -> usize {
+    let mut turns = BTreeSet::new();
+    for (i, size) in sizes().into_iter().enumerate() {
+        let arrived = within(receive);
+        assert!(arrived.bytes == pattern(size + i)[i..], "{i}: {}", arrived.bytes.len());
+        assert_eq!((arrived.size, arrived.truncated), (size, false));
+        turns.insert(arrived.turn);
+    }
+    turns.len()
 }
 
 #[test]
@@ -76,38 +130,21 @@ fn joined_datagrams_come_one_by_one() {
         }
         for batch in [1, 32] {
             for gro in [false, true] {
-                let (send, receive) = channel();
-                let receiver = start(move |event_loop| {
-                    UdpServer::bind(event_loop, "127.0.0.1:0")
-                        .gro(gro)
-                        .batch(batch)
-                        .on_datagram(move |socket, datagram| {
-                            let turn = socket.event_loop().metrics().turns;
-                            let got = (datagram.bytes().to_vec(), datagram.size());
-                            send.send((got, datagram.is_truncated(), turn)).unwrap();
-                        })
-                        .start()
-                });
-                let sender = sender(receiver.addr(), batch);
-                send_all(&sender);
-                let mut turns = BTreeSet::new();
-                for (i, size) in sizes().into_iter().enumerate() {
-                    let ((bytes, real), truncated, turn) = within(&receive);
-                    assert!(bytes == pattern(size + i)[i..], "{i}: {}", bytes.len());
-                    assert_eq!((real, truncated), (size, false));
-                    turns.insert(turn);
-                }
-                if batch == 1 && gro {
+                let (receiver, arrived) = receiver(gro, batch, ANY);
+                let (sender, errors) = sender(Some(receiver.addr()), batch);
+                send_all(&sender, None);
+                let turns = receive_all(&arrived);
+                match (batch, gro) {
                     // Each event brings one message, and so there were fewer of those.
-                    assert!(turns.len() < 20, "{} messages", turns.len());
-                }
-                if batch == 1 && !gro {
-                    assert_eq!(turns.len(), sizes().len());
+                    (1, true) => assert!(turns < 20, "{turns} messages"),
+                    (1, false) => assert_eq!(turns, sizes().len()),
+                    _ => {}
                 }
                 let all = sizes().len() as u64;
                 eventually("it is counted", || {
                     (sender.metrics().sent, receiver.metrics().received) == (all, all)
                 });
+                assert_eq!(errors.try_iter().count(), 0);
             }
         }
     });
@@ -119,21 +156,12 @@ fn each_of_those_that_came_together_is_cut_to_the_room_for_one() {
         if !machine_can() {
             return;
         }
-        let (send, receive) = channel();
-        let receiver = start(move |event_loop| {
-            UdpServer::bind(event_loop, "127.0.0.1:0")
-                .gro(true)
-                .receive_size(10)
-                .on_datagram(move |_, datagram| {
-                    let got = (datagram.bytes().len(), datagram.size(), datagram.is_truncated());
-                    send.send(got).unwrap();
-                })
-                .start()
-        });
-        let sender = sender(receiver.addr(), 32);
-        send_all(&sender);
+        let (receiver, arrived) = receiver(true, 32, 10);
+        let (sender, _) = sender(Some(receiver.addr()), 32);
+        send_all(&sender, None);
         for size in sizes() {
-            assert_eq!(within(&receive), (size.min(10), size, size > 10));
+            let Arrived { bytes, size: real, truncated, .. } = within(&arrived);
+            assert_eq!((bytes.len(), real, truncated), (size.min(10), size, size > 10));
         }
     });
 }
@@ -164,57 +192,18 @@ fn answers_to_several_peers_find_each_its_own() {
 /// that many could be sent to. Returns how many it got in the end, and how many errors the sender was
 /// told of.
 fn messages_after_a_refusal(connected: bool) -> (usize, usize) {
-    let (send, receive) = channel();
-    let receiver = start(move |event_loop| {
-        UdpServer::bind(event_loop, "127.0.0.1:0")
-            .gro(true)
-            .batch(1)
-            .on_datagram(move |socket, datagram| {
-                let turn = socket.event_loop().metrics().turns;
-                send.send((datagram.bytes().to_vec(), turn)).unwrap();
-            })
-            .start()
-    });
-    let (tell, told) = channel();
+    let (receiver, arrived) = receiver(true, 1, ANY);
     let to = receiver.addr();
-    let sender = start(move |event_loop| {
-        let udp = if connected {
-            UdpClient::connect(event_loop, to)
-        } else {
-            UdpServer::bind(event_loop, "127.0.0.1:0")
-        };
-        udp.gso(true)
-            .batch(1)
-            .on_datagram(|_, _| {})
-            .on_error(move |_, _| tell.send(()).unwrap())
-            .start()
-    });
-    let to = (!connected).then(|| Address::from(to));
-    let send = move |socket: &ruduo::UdpSocket<'_>| {
-        for (i, size) in sizes().into_iter().enumerate() {
-            let all = pattern(size + i);
-            match &to {
-                Some(to) => socket.send_to(&all[i..], to),
-                None => socket.send(&all[i..]),
-            }
-        }
-    };
-    sender.udp.socket().post(send).unwrap();
-    let mut turns = BTreeSet::new();
-    for (i, size) in sizes().into_iter().enumerate() {
-        let (bytes, turn) = within(&receive);
-        assert!(bytes == pattern(size + i)[i..], "{i}");
-        turns.insert(turn);
-    }
+    let (sender, errors) = sender(connected.then_some(to), 1);
+    send_all(&sender, (!connected).then(|| to.into()));
+    let messages = receive_all(&arrived);
     eventually("it is counted", || sender.metrics().sent == sizes().len() as u64);
     assert_eq!(sender.metrics().send_errors, 0);
-    (turns.len(), told.try_iter().count())
+    (messages, errors.try_iter().count())
 }
 
-fn refusing(alone: common::Alone, inject: &str, body: impl FnOnce()) {
-    let quiet = ["strace", "-qq", "-f", "-o", "/dev/null"];
-    let command = [&quiet[..], &["-e", "trace=sendmsg", "-e", inject]].concat();
-    alone.under(&command).run(|| {
+fn refusing(alone: Alone, how: &str, body: impl FnOnce()) {
+    failing(alone, "sendmsg", how).run(|| {
         if machine_can() {
             body();
         }
@@ -223,7 +212,7 @@ fn refusing(alone: common::Alone, inject: &str, body: impl FnOnce()) {
 
 #[test]
 fn a_way_out_that_cuts_nothing_gets_them_one_by_one() {
-    refusing(alone!(), "inject=sendmsg:error=EIO:when=1", || {
+    refusing(alone!(), "error=EIO:when=1", || {
         assert_eq!(messages_after_a_refusal(true), (sizes().len(), 0));
     });
 }
@@ -231,7 +220,7 @@ fn a_way_out_that_cuts_nothing_gets_them_one_by_one() {
 #[test]
 fn a_way_out_for_smaller_segments_gets_the_larger_ones_one_by_one() {
     for errno in ["EMSGSIZE", "EINVAL"] {
-        refusing(alone!(), &format!("inject=sendmsg:error={errno}:when=1"), || {
+        refusing(alone!(), &format!("error={errno}:when=1"), || {
             let (messages, errors) = messages_after_a_refusal(true);
             assert_eq!(errors, 0);
             // Twenty of 1,000 bytes, not joined any more; those of 700 and of 3 still are.
@@ -246,7 +235,7 @@ fn what_the_network_answers_an_earlier_one_ends_no_cutting() {
     for (errno, connected, told) in
         [("ECONNREFUSED", true, 1), ("EHOSTUNREACH", true, 1), ("EHOSTUNREACH", false, 0)]
     {
-        refusing(alone!(), &format!("inject=sendmsg:error={errno}:when=1"), || {
+        refusing(alone!(), &format!("error={errno}:when=1"), || {
             let (messages, errors) = messages_after_a_refusal(connected);
             assert!(messages < 20 && errors == told, "{messages}, {errors}");
         });
@@ -260,36 +249,45 @@ fn an_address_that_is_refused_ends_no_cutting() {
         if !machine_can() {
             return;
         }
-        let (send, receive) = channel();
-        let receiver = start(move |event_loop| {
-            UdpServer::bind(event_loop, "127.0.0.1:0")
-                .gro(true)
-                .batch(1)
-                .on_datagram(move |socket, _| {
-                    send.send(socket.event_loop().metrics().turns).unwrap();
-                })
-                .start()
-        });
-        let (tell, told) = channel();
-        let sender = start(move |event_loop| {
-            UdpServer::bind(event_loop, "127.0.0.1:0")
-                .gso(true)
-                .on_datagram(|_, _| {})
-                .on_error(move |_, error| tell.send(error.to_string()).unwrap())
-                .start()
-        });
+        let (receiver, arrived) = receiver(true, 1, ANY);
+        let (sender, errors) = sender(None, 32);
         let to: Address = receiver.addr().into();
-        let all = move |socket: &ruduo::UdpSocket<'_>| {
+        let all = move |socket: &UdpSocket<'_>| {
             let nowhere: Address = "127.0.0.1:0".parse().unwrap();
             (0..2).for_each(|_| socket.send_to("x", &nowhere));
             (0..30).for_each(|_| socket.send_to([7; 100], &to));
         };
         sender.udp.socket().post(all).unwrap();
-        let turns: BTreeSet<u64> = (0..30).map(|_| within(&receive)).collect();
+        let turns: BTreeSet<u64> = (0..30).map(|_| within(&arrived).turn).collect();
         assert!(turns.len() < 10, "{} messages", turns.len());
         for _ in 0..2 {
-            assert!(within(&told).contains("127.0.0.1:0"));
+            assert!(within(&errors).contains("127.0.0.1:0"));
         }
         eventually("it is counted", || sender.metrics().send_errors == 2);
+    });
+}
+
+/// A kernel that does not know these options would send as one datagram what it was to cut. So what it
+/// is handed is one datagram each: if it does not take the first, that one is told of.
+#[test]
+fn a_kernel_that_knows_neither_gets_them_one_by_one() {
+    let unknown = ["-e", "trace=setsockopt,sendmsg", "-e", "inject=setsockopt:error=ENOPROTOOPT"];
+    let refused = ["-e", "inject=sendmsg:error=EIO:when=1"];
+    let strace = ["strace", "-qq", "-f", "-o", "/dev/null"];
+    alone!().under(&[&strace[..], &unknown, &refused].concat()).run(|| {
+        let (receiver, arrived) = receiver(true, 1, ANY);
+        let (sender, errors) = sender(Some(receiver.addr()), 1);
+        let send = |socket: &UdpSocket<'_>| (0..10).for_each(|i| socket.send([i; 100]));
+        sender.udp.socket().post(send).unwrap();
+        assert!(within(&errors).contains("os error 5"));
+        let turns: BTreeSet<u64> = (1..10)
+            .map(|i| {
+                let Arrived { bytes, turn, .. } = within(&arrived);
+                assert_eq!(bytes, [i; 100]);
+                turn
+            })
+            .collect();
+        assert_eq!(turns.len(), 9);
+        eventually("it is counted", || sender.metrics().sent == 9);
     });
 }

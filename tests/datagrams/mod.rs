@@ -9,9 +9,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use nix::sys::socket::{SockaddrIn, SockaddrIn6, getsockname};
-use ruduo::{EventLoop, LoopHandle, LoopThread, UdpHandle, UdpMetrics, UdpServer};
+use ruduo::{EventLoop, LoopHandle, LoopMetrics, LoopThread, UdpHandle, UdpMetrics, UdpServer};
 
-use crate::common::{DEADLINE, within};
+use crate::common::{Alone, DEADLINE, eventually, within};
 
 /// Sockets on a loop of their own thread. Dropping it quits the loop and waits for the thread.
 pub struct Running {
@@ -45,6 +45,13 @@ impl Running {
 
     pub fn stop(&self) {
         self.udp.stop(DEADLINE);
+        self.wait();
+    }
+
+    /// Not for ever.
+    #[track_caller]
+    pub fn wait(&self) {
+        eventually("the sockets have ended", || self.udp.is_ended());
         self.udp.wait().unwrap();
     }
 }
@@ -116,15 +123,30 @@ pub fn hold(event_loop: &LoopHandle) -> Sender<()> {
     release
 }
 
+/// How many timers fire in this time. With none there is one, which tells.
+pub fn timers_in(event_loop: &LoopHandle, time: Duration) -> u64 {
+    count_in(event_loop, time, |metrics| metrics.timers)
+}
+
 /// How many turns the loop makes in this time.
 pub fn turns_in(event_loop: &LoopHandle, time: Duration) -> u64 {
+    count_in(event_loop, time, |metrics| metrics.turns)
+}
+
+fn count_in(event_loop: &LoopHandle, time: Duration, what: fn(&LoopMetrics) -> u64) -> u64 {
     let (send, receive): (_, Receiver<u64>) = channel();
     let measure = move |event_loop: &EventLoop| {
-        let before = event_loop.metrics().turns;
+        let before = what(&event_loop.metrics());
         event_loop.run_after(time, move |event_loop| {
-            send.send(event_loop.metrics().turns - before).unwrap();
+            send.send(what(&event_loop.metrics()) - before).unwrap();
         });
     };
     event_loop.post(measure).unwrap();
     within(&receive)
+}
+
+/// Runs the test's process with system calls that fail now and then, as strace(1) is told.
+pub fn failing(alone: Alone, calls: &str, how: &str) -> Alone {
+    let (trace, inject) = (format!("trace={calls}"), format!("inject={calls}:{how}"));
+    alone.under(&["strace", "-qq", "-f", "-o", "/dev/null", "-e", &trace, "-e", &inject])
 }
