@@ -5,6 +5,7 @@
 mod common;
 mod datagrams;
 
+use std::cell::Cell;
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use common::program::{Program, binary, run};
+use common::program::{Program, binary, run, traced};
 use common::{eventually, pattern, proc};
 use datagrams::{assert_echoes, peer, recv};
 use nix::sys::signal::Signal;
@@ -26,7 +27,10 @@ fn gateway(arguments: &[&str]) -> Program {
 }
 
 fn gateway_in(group: &str, arguments: &[&str]) -> Program {
-    let mut command = Command::new(binary("gateway"));
+    gateway_by(Command::new(binary("gateway")), group, arguments)
+}
+
+fn gateway_by(mut command: Command, group: &str, arguments: &[&str]) -> Program {
     command.args(["--listen", "127.0.0.1:0", "--discovery", group]).args(INTERFACE).args(arguments);
     Program::spawn(&mut command).listening(2)
 }
@@ -130,7 +134,32 @@ fn what_is_longer_than_the_buffer_is_reported_with_its_size_and_nothing_ends() {
     });
 }
 
-/// Each answer goes to a port that nobody has any more, and comes back as an error of the socket.
+/// A second after the other.
+#[test]
+fn those_of_which_no_line_tells_are_counted_in_the_next() {
+    alone!().run(|| {
+        let gateway = gateway(&["--buffer", "100"]);
+        let app = app(gateway.addr());
+        let sent = Cell::new(0);
+        let untold = || -> Vec<u64> {
+            let log = gateway.log();
+            let lines = log.lines().filter_map(|line| line.split_once("(see --buffer); "));
+            lines.map(|(_, rest)| rest.split(' ').next().unwrap().parse().unwrap()).collect()
+        };
+        eventually("there are three lines", || {
+            app.send(&pattern(101)).unwrap();
+            sent.set(sent.get() + 1);
+            untold().len() >= 3
+        });
+        let untold = untold();
+        assert!(untold[0] == 0 && untold[1] > 0 && untold[2] > 0, "{untold:?}");
+        let told = untold.len() as u64 + untold.iter().sum::<u64>();
+        assert!(told <= sent.get(), "{untold:?} of {sent:?}");
+        gateway.ends_well_on(Signal::SIGTERM);
+    });
+}
+
+/// Each answer goes to a port that nobody has any more.
 #[test]
 fn askers_that_are_gone_disturb_nobody() {
     alone!().run(|| {
@@ -144,12 +173,28 @@ fn askers_that_are_gone_disturb_nobody() {
     });
 }
 
+#[test]
+fn an_answer_that_no_way_leads_to_ends_nothing() {
+    alone!().run(|| {
+        let inject = "inject=sendmsg,sendmmsg:error=EHOSTUNREACH:when=1";
+        let mut strace = traced(&["-qq", "-o", "/dev/null", "-e", "trace=sendmsg", "-e", inject]);
+        strace.arg(binary("gateway")).env("RUST_LOG", "debug");
+        let gateway = gateway_by(strace, "224.0.0.50:0", &[]);
+        let app = app(gateway.addr());
+        app.send(b"gets no answer").unwrap();
+        eventually("it is told", || gateway.log().contains("service: sending a datagram to"));
+        assert_echoes(&app);
+        gateway.ends_well_on(Signal::SIGTERM);
+    });
+}
+
 /// A look is repeated, for now and then something else happens to a process.
 #[test]
 fn it_sleeps_while_nobody_asks() {
     alone!().run(|| {
         let gateway = gateway(&["--threads", "2"]);
         assert_echoes(&app(gateway.addr()));
+        assert_eq!(gateway.threads(), 3);
         let switches = || -> usize {
             let tasks = proc::list(&format!("{}/task", gateway.pid()));
             let of_task = |task: PathBuf| -> usize {
@@ -185,6 +230,7 @@ fn without_discovery_it_does_not_start() {
             let text = complaint(&["--listen", "127.0.0.1:0", "--interface", interface], 1);
             assert!(text.contains("joining 224.0.0.50"), "{text}");
             assert!(text.contains(interface), "{text}");
+            assert!(text.contains("there is no"), "{text}");
         }
     });
 }
@@ -194,7 +240,8 @@ fn without_discovery_it_does_not_start() {
 fn without_any_interface_for_a_group_it_does_not_start() {
     alone!().under(&["unshare", "--net"]).run(|| {
         let text = complaint(&["--listen", "127.0.0.1:0"], 1);
-        assert!(text.contains("joining 224.0.0.50") && text.contains("interface"), "{text}");
+        assert!(text.contains("joining 224.0.0.50"), "{text}");
+        assert!(text.contains("no route leads to it: name an interface"), "{text}");
     });
 }
 

@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
@@ -286,6 +287,131 @@ fn a_signal_ends_it_well_in_whatever_state() {
                 cat.ends_well();
                 drop(stdin);
             }
+        }
+    });
+}
+
+/// What it has not read is for whoever reads it next.
+#[test]
+fn after_a_signal_it_leaves_standard_input_alone() {
+    alone!().run(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (mut next, mut stdin) = std::io::pipe().unwrap();
+        let input = Stdio::from(next.try_clone().unwrap());
+        let cat = Cat::spawn(&[&address], input, Stdio::piped());
+        let peer = accept(&listener);
+        stdin.write_all(b"before").unwrap();
+        assert_eq!(read_n(&peer, 6), b"before");
+        cat.signal(Signal::SIGTERM);
+        assert_eq!(read_to_end(&peer).unwrap(), b"");
+        stdin.write_all(b"after").unwrap();
+        drop(stdin);
+        drop(peer);
+        cat.ends_well();
+        let mut rest = Vec::new();
+        next.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"after");
+    });
+}
+
+/// It has its time, and not more; nor does it matter that nobody reads what came.
+#[test]
+fn a_peer_that_does_not_finish_after_a_signal_is_cut() {
+    alone!().run(|| {
+        for way in WAYS {
+            let (mut cat, mut peer) = called(way);
+            let (stdin, stdout) = (cat.stdin(), cat.stdout());
+            // More than a pipe keeps.
+            peer.write_all(&pattern(160_000)).unwrap();
+            eventually("the pipe is full", || piped(&stdout) >= 65_536);
+            cat.signal(Signal::SIGTERM);
+            assert_eq!(read_to_end(&peer).unwrap(), b"");
+            cat.ends_well();
+            drop((stdin, stdout));
+        }
+    });
+}
+
+/// That it cannot send any more is no reason to lose what the peer has sent; but it is a failure.
+#[test]
+fn what_came_before_a_reset_is_written_however_late() {
+    alone!().run(|| {
+        for way in WAYS {
+            let (mut cat, mut peer) = called(way);
+            let (mut stdin, mut stdout) = (cat.stdin(), cat.stdout());
+            let bytes = pattern(160_000);
+            peer.write_all(&bytes).unwrap();
+            eventually("the pipe is full", || piped(&stdout) >= 65_536);
+            reset(peer);
+            // It hears of that by this, or has heard.
+            stdin.write_all(b"too late").unwrap();
+            let mut all = Vec::new();
+            stdout.read_to_end(&mut all).unwrap();
+            assert!(all == bytes, "{way:?}: {} bytes", all.len());
+            let (code, log) = cat.wait();
+            assert_eq!((code, log.lines().count()), (Some(1), 1), "{log}");
+            drop(stdin);
+        }
+    });
+}
+
+/// How many bytes wait in a pipe.
+fn piped(pipe: &ChildStdout) -> usize {
+    let mut n: libc::c_int = 0;
+    // SAFETY: the number is valid for writing.
+    let outcome = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut n) };
+    assert_eq!(outcome, 0);
+    n as usize
+}
+
+#[test]
+fn while_nobody_reads_its_output_it_sends_all_the_same() {
+    alone!().run(|| {
+        for way in WAYS {
+            let (mut cat, peer) = called(way);
+            let (mut stdin, mut stdout) = (cat.stdin(), cat.stdout());
+            let bytes = &pattern(1 << 20);
+            thread::scope(|scope| {
+                scope.spawn(|| (&peer).write_all(bytes).unwrap());
+                eventually("the pipe is full", || piped(&stdout) >= 65_536);
+                for _ in 0..10 {
+                    stdin.write_all(b"still here").unwrap();
+                    assert_eq!(read_n(&peer, 10), b"still here");
+                }
+                drop(stdin);
+                let mut received = vec![0; bytes.len()];
+                stdout.read_exact(&mut received).unwrap();
+                assert!(received == *bytes);
+            });
+            drop(peer);
+            cat.ends_well();
+        }
+    });
+}
+
+#[test]
+fn who_comes_second_is_turned_away_and_the_first_stays() {
+    alone!().run(|| {
+        for way in WAYS {
+            let (mut cat, address) = Cat::listen(way);
+            let (mut stdin, mut stdout) = (cat.stdin(), cat.stdout());
+            let mut first = common::connect(address);
+            first.write_all(b"first").unwrap();
+            let mut five = [0; 5];
+            stdout.read_exact(&mut five).unwrap();
+            assert_eq!(&five, b"first");
+            // Refused, or at once at an end, of whatever kind.
+            if let Ok(second) = TcpStream::connect(address) {
+                second.set_read_timeout(Some(DEADLINE)).unwrap();
+                let end = (&second).read(&mut five);
+                assert!(!matches!(&end, Err(e) if e.kind() == ErrorKind::WouldBlock), "{end:?}");
+                assert!(!matches!(&end, Ok(1..)), "{end:?}");
+            }
+            stdin.write_all(b"hello").unwrap();
+            assert_eq!(read_n(&first, 5), b"hello");
+            drop((stdin, first));
+            cat.ends_well();
         }
     });
 }

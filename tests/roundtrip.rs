@@ -6,14 +6,16 @@
 mod common;
 mod datagrams;
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread::{self, JoinHandle};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::program::{Program, binary, run};
-use common::{DEADLINE, read_n, read_to_end, within};
+use common::{DEADLINE, eventually, proc, read_n, read_to_end, within};
 use datagrams::{peer, recv};
 use nix::sys::signal::Signal;
 
@@ -70,6 +72,7 @@ fn measures_five_times(server: SocketAddr, arguments: &[&str]) {
 fn the_client_measures_and_ends() {
     alone!().run(|| {
         let server = Program::serve("roundtrip", &["--threads", "2"]);
+        assert_eq!(server.threads(), 3);
         measures_five_times(server.addr(), &[]);
         server.ends_well_on(Signal::SIGTERM);
     });
@@ -79,6 +82,7 @@ fn the_client_measures_and_ends() {
 fn the_client_measures_and_ends_over_udp() {
     alone!().run(|| {
         let server = Program::serve("roundtrip", &["--udp", "--threads", "2"]);
+        assert_eq!(server.threads(), 3);
         measures_five_times(server.addr(), &["--udp"]);
         server.ends_well_on(Signal::SIGTERM);
     });
@@ -100,6 +104,52 @@ fn datagrams_that_are_no_messages_get_no_answer() {
         assert_eq!(sent, 7);
         assert!((before..=microseconds()).contains(&received), "{received}");
         server.ends_well_on(Signal::SIGTERM);
+    });
+}
+
+/// Stops a program for a moment, in which something happens.
+fn while_it_stands_still(program: &Program, body: impl FnOnce()) {
+    program.signal(Signal::SIGSTOP);
+    eventually("it stands still", || {
+        let tasks = proc::list(&format!("{}/task", program.pid()));
+        let stat = |task: PathBuf| fs::read_to_string(task.join("stat")).unwrap();
+        tasks.map(stat).all(|stat| stat.contains(") T "))
+    });
+    body();
+    let now = microseconds();
+    eventually("time passes", || microseconds() > now + 20_000);
+    program.signal(Signal::SIGCONT);
+}
+
+/// The kernel tells when a datagram has come, however late the program gets to it.
+#[test]
+fn what_a_program_does_meanwhile_does_not_count_over_udp() {
+    alone!().run(|| {
+        let server = Program::serve("roundtrip", &["--udp"]);
+        let asks = peer("127.0.0.1:0");
+        asks.connect(server.addr()).unwrap();
+        let mut come = 0;
+        while_it_stands_still(&server, || {
+            asks.send(&question(7)).unwrap();
+            come = microseconds();
+        });
+        let (_, received) = times(&recv(&asks));
+        assert!(received <= come, "{received} {come}");
+        server.ends_well_on(Signal::SIGTERM);
+
+        let answers = peer("127.0.0.1:0");
+        let client = client(answers.local_addr().unwrap(), &["--udp", "--count", "1"]);
+        let mut message = [0; 16];
+        let (_, from) = answers.recv_from(&mut message).unwrap();
+        let sent = times(&message).0;
+        while_it_stands_still(&client, || {
+            answers.send_to(&message, from).unwrap();
+            come = microseconds();
+        });
+        let line = within(&client.lines);
+        let round_trip = numbers(&line)[0];
+        assert!(round_trip <= come - sent, "{line}, {} us", come - sent);
+        client.ends_well();
     });
 }
 
@@ -152,8 +202,62 @@ fn what_is_lost_or_comes_twice_over_udp_is_no_end() {
         let line = within(&client.lines);
         assert!(line.starts_with("round trip "), "{line}");
         let told = || client.log().matches("an answer to no question").count() == 3;
-        common::eventually("the client tells of what it did not ask", told);
+        eventually("the client tells of what it did not ask", told);
         client.ends_well_on(Signal::SIGINT);
+    });
+}
+
+/// Answers have a time to come in, and then it is over.
+#[test]
+fn without_any_answer_it_ends_by_itself() {
+    alone!().run(|| {
+        let silent = peer("127.0.0.1:0");
+        let listens = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addrs = [silent.local_addr().unwrap(), listens.local_addr().unwrap()];
+        let over_udp = client(addrs[0], &["--udp", "--count", "2", "--interval", "0.01"]);
+        let over_tcp = client(addrs[1], &["--count", "2", "--interval", "0.01"]);
+        fails_with(over_udp, "2 asked, none answered");
+        fails_with(over_tcp, "has ended: ");
+    });
+}
+
+/// It does not wait for all of them for ever.
+#[test]
+fn of_more_than_a_thousand_open_questions_the_first_are_given_up() {
+    alone!().run(|| {
+        let server = peer("127.0.0.1:0");
+        let addr = server.local_addr().unwrap();
+        let client = client(addr, &["--udp", "--interval", "0.0001"]);
+        let mut all: Vec<_> = (0..1010)
+            .map(|_| {
+                let mut message = [0; 16];
+                let (_, from) = server.recv_from(&mut message).unwrap();
+                (message, from)
+            })
+            .collect();
+        let (first, last) = (all.remove(0), all.pop().unwrap());
+        server.send_to(&first.0, first.1).unwrap();
+        server.send_to(&last.0, last.1).unwrap();
+        assert!(within(&client.lines).starts_with("round trip "));
+        assert_eq!(client.log().matches("an answer to no question").count(), 1);
+        client.ends_well_on(Signal::SIGTERM);
+    });
+}
+
+#[test]
+fn questions_are_no_closer_together_than_told() {
+    alone!().run(|| {
+        let server = Program::serve("roundtrip", &[]);
+        let server_too = Program::serve("roundtrip", &["--udp"]);
+        for (addr, arguments) in [(server.addr(), &[][..]), (server_too.addr(), &["--udp"])] {
+            let before = Instant::now();
+            let client =
+                client(addr, &[&["--count", "3", "--interval", "0.15"][..], arguments].concat());
+            client.ends_well();
+            assert!(before.elapsed() >= Duration::from_millis(300));
+        }
+        server.ends_well_on(Signal::SIGTERM);
+        server_too.ends_well_on(Signal::SIGTERM);
     });
 }
 
@@ -165,7 +269,8 @@ fn nobody_at_all_over_udp_is_told_of() {
         holder.connect("127.0.0.1:9").unwrap();
         let nobody = holder.local_addr().unwrap();
         let client = client(nobody, &["--udp", "--interval", "0.01"]);
-        common::eventually("the client tells", || client.log().contains("refused"));
+        // And goes on: somebody may come yet.
+        eventually("the client tells", || client.log().matches("refused").count() >= 3);
         client.signal(Signal::SIGTERM);
         fails_with(client, "none answered");
     });

@@ -5,7 +5,8 @@
 mod common;
 mod datagrams;
 
-use common::program::{Program, run};
+use common::eventually;
+use common::program::{Program, binary, run, traced};
 use datagrams::{assert_echoes, peer, recv};
 use nix::sys::signal::Signal;
 use ruduo::PollerKind;
@@ -37,10 +38,48 @@ fn it_echoes_however_it_is_told_to_and_ends_by_a_signal() {
         for (way, signal) in ways.iter().zip([Signal::SIGTERM, Signal::SIGINT].iter().cycle()) {
             let program = Program::serve("udp_echo", way);
             assert_serves(&program);
+            let threads = way.iter().skip_while(|word| **word != "--threads").nth(1);
+            let threads = threads.map_or(0, |n| n.parse::<usize>().unwrap());
+            assert_eq!(program.threads(), 1 + threads, "{way:?}");
+            let is_epoll =
+                program.open_files().any(|file| file.ends_with("anon_inode:[eventpoll]"));
+            match way[..] {
+                ["--poller", "epoll"] => assert!(is_epoll),
+                ["--poller", "poll"] => assert!(!is_epoll),
+                _ => {}
+            }
             let ended = program.ends_well_on(*signal);
             let log = &ended.log;
             assert!(log.contains("received=21") && log.contains("sent=21"), "{way:?}: {log}");
         }
+    });
+}
+
+/// What the kernel is asked for.
+#[cfg(target_os = "linux")]
+#[test]
+fn batches_and_segments_are_as_it_is_told() {
+    alone!().run(|| {
+        let trace = std::env::temp_dir().join(format!("ruduo-udp-echo-{}", std::process::id()));
+        for (way, is_many, is_joined) in [
+            (&[][..], true, false),
+            (&["--batch", "1"], false, false),
+            (&["--gso", "--batch", "1"], false, true),
+        ] {
+            let file = trace.to_str().unwrap();
+            let mut command = traced(&["-e", "trace=setsockopt,recvmmsg,sendmmsg", "-o", file]);
+            command.arg(binary("udp_echo")).args(["--listen", "127.0.0.1:0"]);
+            let program = Program::spawn(command.args(way)).listening(1);
+            assert_serves(&program);
+            program.ends_well_on(Signal::SIGTERM);
+            let calls = || std::fs::read_to_string(&trace).unwrap();
+            eventually("all is written down", || calls().contains("+++ exited with 0 +++"));
+            let calls = calls();
+            assert_eq!(calls.contains("recvmmsg("), is_many, "{calls}");
+            let options = calls.lines().filter(|line| line.contains("SOL_UDP"));
+            assert_eq!(options.count(), if is_joined { 2 } else { 0 }, "{calls}");
+        }
+        std::fs::remove_file(trace).unwrap();
     });
 }
 
@@ -51,7 +90,6 @@ fn it_serves_unix_datagrams() {
     use std::os::unix::net::{SocketAddr, UnixDatagram};
     use std::process::Command;
 
-    use common::program::binary;
     use common::{DEADLINE, within};
 
     alone!().run(|| {

@@ -29,6 +29,17 @@ pub fn run(example: &str, arguments: &[&str]) -> Output {
     Command::new(binary(example)).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
+/// strace(1) of what is added to the command, told all this. The test is skipped if there is none.
+pub fn traced(how: &[&str]) -> Command {
+    let mut command = Command::new("strace");
+    if Command::new("strace").arg("-V").output().is_err() {
+        proc::skip("there is no strace on this machine");
+    }
+    // The program is our child then, and strace its.
+    command.args(["-D", "-f"]).args(how);
+    command
+}
+
 /// An example at work; killed when dropped.
 pub struct Program {
     child: Child,
@@ -151,6 +162,10 @@ impl Program {
 
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+
+    pub fn threads(&self) -> usize {
+        proc::list(&format!("{}/task", self.pid())).count()
     }
 
     pub fn open_fds(&self) -> usize {
