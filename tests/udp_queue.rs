@@ -14,6 +14,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 use std::time::Duration;
 
 use common::{Alone, DEADLINE, eventually, within};
@@ -406,6 +407,50 @@ fn the_kernel_keeps_as_much_as_it_is_told_to() {
             assert_eq!(getsockopt(&fd, sockopt::RcvBuf).unwrap(), 60_000);
             assert_eq!(getsockopt(&fd, sockopt::SndBuf).unwrap(), 40_000);
         });
+    });
+}
+
+/// The kernel's count, by one who asks while it serves, and afterwards.
+#[test]
+fn what_the_kernel_has_no_room_for_is_counted() {
+    each_poller!().run(|| {
+        let (send, receive) = channel();
+        let running = start(move |event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0")
+                .kernel_receive_buffer(10_000)
+                .on_datagram(move |_, _| send.send(()).unwrap())
+                .start()
+        });
+        assert_eq!(running.metrics().dropped_by_kernel, Some(0));
+        let peer = running.peer();
+        let release = hold(running.event_loop());
+        (0..100).for_each(|n| assert_eq!(peer.send(&numbered(n)).unwrap(), 1000));
+        let dropped = running.metrics().dropped_by_kernel.unwrap();
+        assert!((50..100).contains(&dropped), "{dropped}");
+        drop(release);
+        (dropped..100).for_each(|_| within(&receive));
+        running.stop();
+        let metrics = running.metrics();
+        assert_eq!(metrics.received + dropped, 100, "{metrics}");
+        assert_eq!(metrics.dropped_by_kernel, Some(dropped), "{metrics}");
+        let line = metrics.to_string();
+        assert!(line.ends_with(&format!(" dropped_by_kernel={dropped}")), "{line}");
+    });
+}
+
+/// Whoever asks does not keep it open.
+#[test]
+fn asking_for_metrics_keeps_no_port() {
+    each_poller!().run(|| {
+        let running = start(|event_loop| {
+            UdpServer::bind(event_loop, "127.0.0.1:0").threads(2).on_datagram(|_, _| {}).start()
+        });
+        let asked = running.udp.clone();
+        let asks = thread::spawn(move || while asked.metrics().open > 0 {});
+        running.stop();
+        drop(std::net::UdpSocket::bind(running.addr()).unwrap());
+        asks.join().unwrap();
+        assert_eq!(running.metrics().dropped_by_kernel, Some(0));
     });
 }
 

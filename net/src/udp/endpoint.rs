@@ -392,6 +392,7 @@ impl<H: UdpHandler> Endpoint<H> {
             return;
         }
         core.posted.close();
+        core.counters.close();
         let deadline = core.life.deadline.take().map(|(_, timer)| timer);
         for timer in core.timer.take().into_iter().chain(deadline) {
             event_loop.cancel(timer);

@@ -1,7 +1,11 @@
 //! What datagram sockets count.
 
 use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError, Weak};
+
+use ruduo_reactor::sys::datagram_options;
 
 use crate::metrics::read;
 
@@ -36,11 +40,18 @@ pub struct UdpMetrics {
     /// Times that receiving paused because the queue was full
     /// ([`WhenFull::PauseReading`](crate::WhenFull)).
     pub paused_by_output: u64,
+    /// Datagrams that came and that the kernel dropped, above all because the socket's receive buffer
+    /// was full: more came than was received. A larger
+    /// [`kernel_receive_buffer`](crate::UdpBuilder::kernel_receive_buffer) helps against bursts,
+    /// [`threads`](crate::UdpBuilder::threads) against more. `None` where the system does not tell;
+    /// Linux does, in 32 bits for each socket: after 4,294,967,295 comes 0.
+    pub dropped_by_kernel: Option<u64>,
 }
 
 /// What one socket counts. Only its loop adds to it.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
+    kernel: Mutex<Kernel>,
     pub(super) received: AtomicU64,
     pub(super) received_bytes: AtomicU64,
     pub(super) truncated: AtomicU64,
@@ -54,7 +65,41 @@ pub(super) struct Counters {
     pub(super) paused_by_output: AtomicU64,
 }
 
+/// Who knows what the kernel has dropped.
+#[derive(Debug)]
+enum Kernel {
+    /// It is asked when somebody wants to know, so that receiving costs nothing more.
+    Knows(Weak<OwnedFd>),
+    /// It has been asked for the last time.
+    HasSaid(Option<u32>),
+}
+
+impl Default for Kernel {
+    fn default() -> Kernel {
+        Kernel::HasSaid(None)
+    }
+}
+
+impl Kernel {
+    fn dropped(&self) -> Option<u32> {
+        match self {
+            Kernel::Knows(socket) => datagram_options::dropped(socket.upgrade()?.as_fd()),
+            Kernel::HasSaid(dropped) => *dropped,
+        }
+    }
+}
+
 impl Counters {
+    pub(super) fn of(socket: Weak<OwnedFd>) -> Counters {
+        Counters { kernel: Mutex::new(Kernel::Knows(socket)), ..Counters::default() }
+    }
+
+    /// The socket ends. From here on only its owner has it, so that it is closed when that says so.
+    pub(super) fn close(&self) {
+        let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        *kernel = Kernel::HasSaid(kernel.dropped());
+    }
+
     pub(super) fn add_to(&self, sum: &mut UdpMetrics) {
         sum.received += read(&self.received);
         sum.received_bytes += read(&self.received_bytes);
@@ -67,6 +112,10 @@ impl Counters {
         sum.send_errors += read(&self.send_errors);
         sum.receive_errors += read(&self.receive_errors);
         sum.paused_by_output += read(&self.paused_by_output);
+        let kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(dropped) = kernel.dropped() {
+            *sum.dropped_by_kernel.get_or_insert(0) += u64::from(dropped);
+        }
     }
 }
 
@@ -79,6 +128,10 @@ impl fmt::Display for UdpMetrics {
         write!(f, " dropped_oldest={} discarded={}", self.dropped_oldest, self.discarded)?;
         write!(f, " send_errors={}", self.send_errors)?;
         write!(f, " receive_errors={}", self.receive_errors)?;
-        write!(f, " paused_by_output={}", self.paused_by_output)
+        write!(f, " paused_by_output={}", self.paused_by_output)?;
+        match self.dropped_by_kernel {
+            Some(dropped) => write!(f, " dropped_by_kernel={dropped}"),
+            None => Ok(()),
+        }
     }
 }

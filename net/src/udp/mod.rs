@@ -244,8 +244,8 @@ impl<C> UdpBuilder<'_, C> {
 
     setting! {
         /// How much the kernel keeps of what has come and is not received yet, in bytes
-        /// (SO_RCVBUF); what is beyond is lost. The system has a default and a limit
-        /// (`net.core.rmem_default`, `rmem_max`).
+        /// (SO_RCVBUF); what is beyond is lost, and counted ([`UdpMetrics::dropped_by_kernel`]). The
+        /// system has a default and a limit (`net.core.rmem_default`, `rmem_max`).
         kernel_receive_buffer: usize => options.kernel_receives
     }
 

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Weak};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use ruduo_reactor::sys::datagram_options::{self, Family, Interface};
@@ -38,7 +39,8 @@ pub(super) struct Options {
 #[derive(Debug)]
 pub(super) struct Bound {
     // Closed first: a file without a socket refuses, which a newcomer takes for stale.
-    fd: OwnedFd,
+    // Shared for the moment only in which somebody asks the kernel what it has dropped.
+    fd: Arc<OwnedFd>,
     #[expect(dead_code, reason = "held for its Drop")]
     file: Option<SocketFile>,
     pub(super) local: Address,
@@ -61,6 +63,11 @@ impl Bound {
     /// Whose options it has; `None` for a Unix socket.
     pub(super) fn family(&self) -> Option<Family> {
         family(&self.local)
+    }
+
+    /// For who does not keep it open.
+    pub(super) fn fd(&self) -> Weak<OwnedFd> {
+        Arc::downgrade(&self.fd)
     }
 
     pub(super) fn join(&self, group: IpAddr, interface: &Interface) -> io::Result<()> {
@@ -197,6 +204,7 @@ impl Options {
             }
             _ => false,
         };
+        let fd = Arc::new(fd);
         Ok(Bound { fd, file, local, peer: target.cloned(), tells_where_to, gro, gso })
     }
 

@@ -55,7 +55,7 @@ where
     loops.check().and_then(|()| settings.check()).map_err(context)?;
     let bounds = options.open(loops.count())?;
     let id = next_id();
-    let counters: Vec<Arc<Counters>> = bounds.iter().map(|_| Arc::default()).collect();
+    let counters: Vec<_> = bounds.iter().map(|bound| Arc::new(Counters::of(bound.fd()))).collect();
     let local = bounds[0].local.clone();
     let shared = Arc::new(Shared::new(id, local, event_loop.handle(), counters.clone()));
     let parts: Vec<_> = bounds
