@@ -68,11 +68,17 @@ fn measures_five_times(server: SocketAddr, arguments: &[&str]) {
     client.ends_well();
 }
 
+/// Where that can be known.
+#[track_caller]
+fn assert_threads(server: &Program, expected: usize) {
+    assert!(!cfg!(target_os = "linux") || server.threads() == expected);
+}
+
 #[test]
 fn the_client_measures_and_ends() {
     alone!().run(|| {
         let server = Program::serve("roundtrip", &["--threads", "2"]);
-        assert_eq!(server.threads(), 3);
+        assert_threads(&server, 3);
         measures_five_times(server.addr(), &[]);
         server.ends_well_on(Signal::SIGTERM);
     });
@@ -82,7 +88,7 @@ fn the_client_measures_and_ends() {
 fn the_client_measures_and_ends_over_udp() {
     alone!().run(|| {
         let server = Program::serve("roundtrip", &["--udp", "--threads", "2"]);
-        assert_eq!(server.threads(), 3);
+        assert_threads(&server, 3);
         measures_five_times(server.addr(), &["--udp"]);
         server.ends_well_on(Signal::SIGTERM);
     });
@@ -228,19 +234,18 @@ fn of_more_than_a_thousand_open_questions_the_first_are_given_up() {
         let server = peer("127.0.0.1:0");
         let addr = server.local_addr().unwrap();
         let client = client(addr, &["--udp", "--interval", "0.0001"]);
-        let mut all: Vec<_> = (0..1010)
-            .map(|_| {
-                let mut message = [0; 16];
-                let (_, from) = server.recv_from(&mut message).unwrap();
-                (message, from)
-            })
-            .collect();
-        let (first, last) = (all.remove(0), all.pop().unwrap());
-        server.send_to(&first.0, first.1).unwrap();
-        server.send_to(&last.0, last.1).unwrap();
-        assert!(within(&client.lines).starts_with("round trip "));
-        assert_eq!(client.log().matches("an answer to no question").count(), 1);
-        client.ends_well_on(Signal::SIGTERM);
+        let mut message = [0; 16];
+        let (_, from) = server.recv_from(&mut message).unwrap();
+        for _ in 0..1000 {
+            server.recv_from(&mut [0; 16]).unwrap();
+        }
+        server.send_to(&message, from).unwrap();
+        eventually("the first is none of them", || {
+            client.log().contains("an answer to no question")
+        });
+        assert!(client.lines.try_recv().is_err());
+        client.signal(Signal::SIGTERM);
+        fails_with(client, "none answered");
     });
 }
 

@@ -5,8 +5,7 @@
 mod common;
 mod datagrams;
 
-use common::eventually;
-use common::program::{Program, binary, run, traced};
+use common::program::{Program, run};
 use datagrams::{assert_echoes, peer, recv};
 use nix::sys::signal::Signal;
 use ruduo::PollerKind;
@@ -20,6 +19,21 @@ fn assert_serves(program: &Program) {
     }
     for i in 0..20 {
         assert_eq!(recv(&peer), vec![i; 1 << (i % 14)]);
+    }
+}
+
+/// It has as many threads, and the poller, that it was told to have.
+#[cfg(target_os = "linux")]
+#[track_caller]
+fn assert_as_told(program: &Program, way: &[&str]) {
+    let value = |option| way.iter().skip_while(|word| **word != option).nth(1).copied();
+    let threads = value("--threads").map_or(0, |n| n.parse::<usize>().unwrap());
+    assert_eq!(program.threads(), 1 + threads, "{way:?}");
+    let is_epoll = program.open_files().any(|file| file.ends_with("anon_inode:[eventpoll]"));
+    match value("--poller") {
+        Some("epoll") => assert!(is_epoll),
+        Some("poll") => assert!(!is_epoll),
+        _ => {}
     }
 }
 
@@ -38,16 +52,8 @@ fn it_echoes_however_it_is_told_to_and_ends_by_a_signal() {
         for (way, signal) in ways.iter().zip([Signal::SIGTERM, Signal::SIGINT].iter().cycle()) {
             let program = Program::serve("udp_echo", way);
             assert_serves(&program);
-            let threads = way.iter().skip_while(|word| **word != "--threads").nth(1);
-            let threads = threads.map_or(0, |n| n.parse::<usize>().unwrap());
-            assert_eq!(program.threads(), 1 + threads, "{way:?}");
-            let is_epoll =
-                program.open_files().any(|file| file.ends_with("anon_inode:[eventpoll]"));
-            match way[..] {
-                ["--poller", "epoll"] => assert!(is_epoll),
-                ["--poller", "poll"] => assert!(!is_epoll),
-                _ => {}
-            }
+            #[cfg(target_os = "linux")]
+            assert_as_told(&program, way);
             let ended = program.ends_well_on(*signal);
             let log = &ended.log;
             assert!(log.contains("received=21") && log.contains("sent=21"), "{way:?}: {log}");
@@ -59,6 +65,9 @@ fn it_echoes_however_it_is_told_to_and_ends_by_a_signal() {
 #[cfg(target_os = "linux")]
 #[test]
 fn batches_and_segments_are_as_it_is_told() {
+    use common::eventually;
+    use common::program::{binary, traced};
+
     alone!().run(|| {
         let trace = std::env::temp_dir().join(format!("ruduo-udp-echo-{}", std::process::id()));
         for (way, is_many, is_joined) in [
@@ -90,6 +99,7 @@ fn it_serves_unix_datagrams() {
     use std::os::unix::net::{SocketAddr, UnixDatagram};
     use std::process::Command;
 
+    use common::program::binary;
     use common::{DEADLINE, within};
 
     alone!().run(|| {

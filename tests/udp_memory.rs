@@ -13,7 +13,7 @@ use std::sync::mpsc::channel;
 
 use common::{eventually, within};
 use datagrams::{Running, hold, recv, start};
-use ruduo::{EventLoop, UdpClient, UdpServer};
+use ruduo::{EventLoop, UdpServer};
 
 thread_local! {
     /// Allocations of this thread, and bytes that it has and has not freed.
@@ -195,6 +195,9 @@ fn what_was_queued_gives_its_memory_back() {
 fn a_queue_that_is_never_empty_does_not_grow() {
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+    use ruduo::UdpClient;
+
     each_poller!().run(|| {
         let name = format!("ruduo-memory-{}", std::process::id());
         let reader = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap());

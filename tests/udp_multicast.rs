@@ -8,7 +8,7 @@ mod datagrams;
 mod namespace;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::mpsc::{Receiver, channel};
 
 use common::{eventually, within};
@@ -273,6 +273,8 @@ fn a_socket_for_both_has_the_options_of_both() {
 /// An option's value.
 #[cfg(target_os = "linux")]
 fn number(fd: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int) -> u32 {
+    use std::os::fd::AsRawFd;
+
     let (mut value, mut len) = (0_u32, size_of::<u32>() as libc::socklen_t);
     let start = (&raw mut value).cast();
     // SAFETY: both pointers are valid for writing, and the length says how much room there is.

@@ -42,7 +42,6 @@ pub(crate) fn run(peer: Peer, stdio: Stdio) -> io::Result<()> {
         }
         Peer::Awaited(address) => {
             let server = TcpServer::bind(&event_loop, address)?
-                .max_connections(1)
                 .write_stall_timeout(PATIENCE)
                 .linger(PATIENCE)
                 .serve(Session::new)?;
@@ -125,10 +124,6 @@ impl Handler for Session {
         let Some(input) = &self.input else { return };
         input.end(event_loop);
         event_loop.local::<Ends>().ending.note(&conn.peer_addr().to_string(), reason);
-        match self.output.take() {
-            // What came before that is still to be written.
-            Some(output) => output.end_and_quit(event_loop),
-            None => event_loop.quit(),
-        }
+        event_loop.quit();
     }
 }

@@ -216,21 +216,12 @@ pub(crate) struct Output {
     watch: Cell<Watch>,
     /// While there is some, the connection does not read.
     pending: RefCell<Buffer>,
-    /// What to do when nothing is pending any more.
-    then: Cell<Then>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Then {
-    GoOn,
-    Close,
-    Quit,
 }
 
 impl Output {
     pub(crate) fn new(file: File, connection: ConnectionHandle, ending: Ending) -> Rc<Output> {
         let (watch, pending) = (Cell::new(Watch::Nobody), RefCell::default());
-        Rc::new(Output { file, connection, ending, watch, pending, then: Cell::new(Then::GoOn) })
+        Rc::new(Output { file, connection, ending, watch, pending })
     }
 
     pub(crate) fn begin(self: &Rc<Self>, event_loop: &EventLoop) {
@@ -258,34 +249,15 @@ impl Output {
         input.clear();
     }
 
-    /// Closes it when all is written.
+    /// Closes it: with the loop's, the last one who has it is gone. All is written, for while
+    /// something is pending the connection does not read, and hears of no end.
     pub(crate) fn end(&self, event_loop: &EventLoop) {
-        self.then.set(Then::Close);
-        self.check_written(event_loop);
-    }
-
-    /// Ends the loop when all is written.
-    pub(crate) fn end_and_quit(&self, event_loop: &EventLoop) {
-        self.then.set(Then::Quit);
-        self.check_written(event_loop);
+        self.watch.replace(Watch::Nobody).end(event_loop);
     }
 
     fn wait_for(&self, event_loop: &EventLoop, interest: Interest) {
         if let Err(e) = self.watch.get().wait_for(event_loop, interest) {
             self.fail(event_loop, &e);
-        }
-    }
-
-    fn check_written(&self, event_loop: &EventLoop) {
-        if !self.pending.borrow().is_empty() {
-            return;
-        }
-        if self.then.get() != Then::GoOn {
-            // With the loop's the last one who has it is gone, and it is closed.
-            self.watch.replace(Watch::Nobody).end(event_loop);
-        }
-        if self.then.get() == Then::Quit {
-            event_loop.quit();
         }
     }
 
@@ -303,7 +275,6 @@ impl Output {
             Ok(_) if self.pending.borrow().is_empty() => {
                 self.wait_for(event_loop, Interest::NONE);
                 let _ = self.connection.resume_reading();
-                self.check_written(event_loop);
             }
             Ok(_) => {}
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
@@ -322,7 +293,6 @@ impl Output {
             self.ending.fails(event_loop, why);
             let _ = self.connection.reset();
         }
-        self.check_written(event_loop);
     }
 }
 

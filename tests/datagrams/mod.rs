@@ -123,22 +123,25 @@ pub fn hold(event_loop: &LoopHandle) -> Sender<()> {
     release
 }
 
-/// How many timers fire in this time. With none there is one, which tells.
-pub fn timers_in(event_loop: &LoopHandle, time: Duration) -> u64 {
-    count_in(event_loop, time, |metrics| metrics.timers)
-}
-
 /// How many turns the loop makes in this time.
 pub fn turns_in(event_loop: &LoopHandle, time: Duration) -> u64 {
-    count_in(event_loop, time, |metrics| metrics.turns)
+    let (before, after) = before_and_after(event_loop, time);
+    after.turns - before.turns
 }
 
-fn count_in(event_loop: &LoopHandle, time: Duration, what: fn(&LoopMetrics) -> u64) -> u64 {
-    let (send, receive): (_, Receiver<u64>) = channel();
+/// How many timers have fired before this time begins, and within it. With none there is one in the
+/// end, which tells.
+pub fn timers_until(event_loop: &LoopHandle, time: Duration) -> (u64, u64) {
+    let (before, after) = before_and_after(event_loop, time);
+    (before.timers, after.timers - before.timers)
+}
+
+fn before_and_after(event_loop: &LoopHandle, time: Duration) -> (LoopMetrics, LoopMetrics) {
+    let (send, receive): (_, Receiver<_>) = channel();
     let measure = move |event_loop: &EventLoop| {
-        let before = what(&event_loop.metrics());
+        let before = event_loop.metrics();
         event_loop.run_after(time, move |event_loop| {
-            send.send(what(&event_loop.metrics()) - before).unwrap();
+            send.send((before, event_loop.metrics())).unwrap();
         });
     };
     event_loop.post(measure).unwrap();
