@@ -135,3 +135,34 @@ impl fmt::Display for UdpMetrics {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who collects these lines finds each figure under its own name.
+    #[test]
+    fn a_line_has_each_figure_by_its_name() {
+        let metrics = UdpMetrics {
+            open: 1,
+            received: 2,
+            received_bytes: 3,
+            truncated: 4,
+            sent: 5,
+            sent_bytes: 6,
+            dropped_newest: 7,
+            dropped_oldest: 8,
+            discarded: 9,
+            send_errors: 10,
+            receive_errors: 11,
+            paused_by_output: 12,
+            dropped_by_kernel: None,
+        };
+        let line = "open=1 received=2 received_bytes=3 truncated=4 sent=5 sent_bytes=6 \
+                    dropped_newest=7 dropped_oldest=8 discarded=9 send_errors=10 \
+                    receive_errors=11 paused_by_output=12";
+        assert_eq!(metrics.to_string(), line);
+        let metrics = UdpMetrics { dropped_by_kernel: Some(13), ..metrics };
+        assert_eq!(metrics.to_string(), format!("{line} dropped_by_kernel=13"));
+    }
+}
