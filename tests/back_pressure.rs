@@ -298,6 +298,52 @@ fn b27_output_beyond_the_limit_closes_with_the_reason() {
     });
 }
 
+/// A header does not hold the storage of a whole buffer until its body has left.
+#[test]
+fn b27_small_pieces_between_large_ones_count_with_little_storage() {
+    const PAIRS: usize = 500;
+    each_poller!().run(|| {
+        let (this, peer) =
+            recorded(|server| server.water_marks(MIB, 2 * MIB).output_limit(8 * MIB));
+        this.call(|conn| {
+            let body: Arc<[u8]> = pattern(4096).into();
+            for _ in 0..PAIRS {
+                conn.send("header");
+                conn.send_shared(body.clone());
+            }
+            conn.shutdown();
+        });
+        assert_eq!(read_to_end(&peer).unwrap().len(), PAIRS * (6 + 4096));
+    });
+}
+
+/// Also if something always waits.
+#[test]
+fn b27_what_has_left_does_not_count_any_more() {
+    const LIMIT: usize = 8 * MIB;
+    const ROUNDS: usize = 40;
+    each_poller!().run(|| {
+        let (this, peer) = recorded(|server| server.water_marks(MIB, 2 * MIB).output_limit(LIMIT));
+        let piece: Arc<[u8]> = pattern(MIB).into();
+        let mut sent = 0;
+        for _ in 0..ROUNDS {
+            let ((tell, told), piece) = (channel(), piece.clone());
+            this.call(move |conn| {
+                let mut sent = 0;
+                while conn.pending_output() + 2 * MIB < LIMIT {
+                    conn.send_shared(piece.clone());
+                    sent += MIB;
+                }
+                tell.send(sent).unwrap();
+            });
+            sent += within(&told);
+            read_n(&peer, MIB);
+        }
+        this.conn.shutdown().unwrap();
+        assert_eq!(read_to_end(&peer).unwrap().len(), sent - ROUNDS * MIB);
+    });
+}
+
 #[test]
 fn b27_try_send_says_full_and_changes_nothing() {
     const LIMIT: usize = 4 * MIB;

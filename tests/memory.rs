@@ -327,6 +327,40 @@ fn b20_buffers_shrink_when_a_burst_of_output_has_left() {
     });
 }
 
+/// Neither the output nor the timer that looks after its peer.
+#[test]
+fn b22_a_connection_that_was_blocked_once_keeps_nothing_of_that() {
+    const EACH: usize = 20;
+    const OUTPUT: usize = 16 * MIB;
+    alone!().run(|| {
+        let (tell, told) = channel();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                // A look every second.
+                .write_stall_timeout(Duration::from_secs(12))
+                .on_connect(move |conn| tell.send(conn.handle()).unwrap())
+                .on_message(|_, input| input.clear())
+                .start()
+        });
+        let connections: Vec<_> =
+            (0..2 * EACH).map(|_| (server.connect(), within(&told))).collect();
+        let output: Arc<[u8]> = vec![b'x'; OUTPUT].into();
+        let mut after_each = [0; 2];
+        for (round, half) in connections.chunks(EACH).enumerate() {
+            for (_, conn) in half {
+                conn.send_shared(output.clone()).unwrap();
+            }
+            let blocked = ((round + 1) * EACH) as u64;
+            eventually("all are blocked", || server.server.metrics().paused_by_output == blocked);
+            half.iter().for_each(|(peer, _)| read_and_drop(peer, OUTPUT));
+            // What is kept by the loop for more like these is there after the first round.
+            let is_less = || round == 0 || live(server.event_loop()) < after_each[0] + 1024;
+            eventually("as much as after the first", is_less);
+            after_each[round] = live(server.event_loop());
+        }
+    });
+}
+
 /// Clients, servers and streams of one loop take turns with the same buffers.
 #[test]
 fn a_client_that_waits_holds_no_buffer_of_its_own() {
