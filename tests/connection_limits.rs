@@ -223,6 +223,8 @@ fn a_place_is_given_back_by_those_who_vanish() {
     });
 }
 
+/// A server is busy with 64 of the refused at once, and closes the others without a word. Those of one
+/// round may not have been seen to go when the next one comes, so they are not more than half of that.
 #[test]
 fn of_many_who_come_at_once_exactly_as_many_as_places_are_served() {
     alone!().run(|| {
@@ -230,7 +232,7 @@ fn of_many_who_come_at_once_exactly_as_many_as_places_are_served() {
         let addr = program.addr();
         for _ in 0..5 {
             let come = move || {
-                let peers: Vec<_> = (0..10).map(|_| connect(addr)).collect();
+                let peers: Vec<_> = (0..9).map(|_| connect(addr)).collect();
                 peers.into_iter().map(|peer| (is_served(&peer), peer)).collect::<Vec<_>>()
             };
             let all: Vec<_> = thread::scope(|scope| {
@@ -238,7 +240,7 @@ fn of_many_who_come_at_once_exactly_as_many_as_places_are_served() {
                 crowd.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
             });
             let (served, refused): (Vec<_>, Vec<_>) = all.into_iter().partition(|(is, _)| *is);
-            assert_eq!((served.len(), refused.len()), (7, 33));
+            assert_eq!((served.len(), refused.len()), (7, 29));
             served.iter().for_each(|(_, peer)| leave(peer));
         }
     });
