@@ -143,6 +143,45 @@ fn on_one_loop_and_on_two(test: impl Fn(bool)) {
     [false, true].into_iter().for_each(test);
 }
 
+/// A server waits for what is part of it, but not longer than for its own connections.
+#[test]
+fn what_is_part_of_a_server_is_cut_at_the_deadline_of_its_stop() {
+    alone!().run(|| {
+        on_one_loop_and_on_two(|on_two| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let target = listener.local_addr().unwrap();
+            let (tell, told) = channel();
+            let running = serve(move |event_loop| {
+                TcpServer::bind(event_loop, "127.0.0.1:0")?
+                    .threads(usize::from(on_two))
+                    .on_connect(move |conn| {
+                        let tell = tell.clone();
+                        TcpClient::connect(conn.event_loop(), target)
+                            .part_of(conn)
+                            .on_connect(|back| back.send(vec![0; 40 << 20]))
+                            .on_message(|_, _| {})
+                            .on_close(move |_, reason| tell.send(reason.to_string()).unwrap())
+                            .start()
+                            .unwrap();
+                    })
+                    .on_message(|_, _| {})
+                    .start()
+            });
+            let client = running.connect();
+            let (target, _) = listener.accept().unwrap();
+            drop(client);
+            let server = &running.server;
+            eventually("only its part is left", || {
+                (server.metrics().accepted, server.metrics().open) == (1, 0)
+            });
+            server.stop(Duration::from_millis(50));
+            assert_eq!(within(&told), "cut at the stop's deadline");
+            server.wait().unwrap();
+            drop(target);
+        });
+    });
+}
+
 /// A server waits for what is part of it, and there is none here that could.
 #[test]
 fn nothing_is_part_of_a_client() {
