@@ -70,6 +70,31 @@ fn a_socket_at_all_addresses_answers_from_the_one_that_was_asked() {
     });
 }
 
+/// Those of one size to one peer go together, but not those from several addresses.
+#[test]
+fn one_peer_is_answered_from_each_address_that_it_asks() {
+    each_poller!().run(|| {
+        let running = start(|event_loop| {
+            UdpServer::bind(event_loop, "0.0.0.0:0")
+                .gso(true)
+                .on_datagram(|socket, datagram| socket.answer(datagram, datagram.bytes()))
+                .start()
+        });
+        let near = peer("127.0.0.1:0");
+        let asked: Vec<_> = (0..60_u8).map(|i| IpAddr::from([127, 0, 7, 1 + i / 2 % 3])).collect();
+        let release = hold(running.event_loop());
+        for (i, ip) in asked.iter().enumerate() {
+            near.send_to(&[i as u8; 100], (*ip, running.addr().port())).unwrap();
+        }
+        drop(release);
+        for (i, ip) in asked.iter().enumerate() {
+            let mut bytes = [0; 200];
+            let (n, from) = near.recv_from(&mut bytes).unwrap();
+            assert_eq!((&bytes[..n], from.ip()), (&[i as u8; 100][..], *ip));
+        }
+    });
+}
+
 fn assert_answers(running: &Running, near: &str, asked: impl Into<std::net::SocketAddr>) {
     let near = peer(near);
     near.connect(asked.into()).unwrap();

@@ -20,7 +20,7 @@ use std::time::Duration;
 use common::{Alone, DEADLINE, eventually, within};
 use datagrams::{Running, failing, hold, peer, recv, start, timers_until, turns_in, with_fd_at};
 use nix::sys::socket::{getsockopt, sockopt};
-use ruduo::{Address, UdpClient, UdpServer, UdpSocketHandle, WhenFull};
+use ruduo::{Address, PollerKind, UdpClient, UdpServer, UdpSocketHandle, WhenFull};
 
 /// A peer whose kernel keeps a few datagrams for it, and then no more.
 struct Reader {
@@ -565,32 +565,38 @@ fn a_pause_ends_with_its_socket() {
     });
 }
 
-/// Meanwhile it does not receive; errors are heard all the same, or the poller would tell for ever.
+/// Meanwhile it does not receive; errors are heard all the same, for these two would tell of them for
+/// ever.
 #[test]
 fn a_socket_that_waits_hears_that_nobody_is_there() {
-    failing(each_poller!(), "sendmsg", "error=ENOBUFS:when=2+").run(|| {
-        let (send, receive) = channel();
-        // Nobody has the port any more.
-        let nobody = peer("127.77.0.1:0").local_addr().unwrap();
-        let running = start(move |event_loop| {
-            UdpClient::connect(event_loop, nobody)
-                .batch(1)
-                .queue_limit(100)
-                .when_full(WhenFull::PauseReading)
-                .on_start(|socket| {
-                    socket.send("this leaves");
-                    socket.send([0; 90]);
-                })
-                .on_datagram(|_, _| {})
-                .on_error(move |_, error| send.send((error.kind(), error.is_of_sending())).unwrap())
-                .start()
-        });
-        assert_eq!(within(&receive), (ErrorKind::ConnectionRefused, false));
-        let metrics = running.metrics();
-        assert_eq!((metrics.sent, metrics.paused_by_output), (1, 1), "{metrics}");
-        // It tries to send, every other millisecond.
-        assert!(turns_in(running.event_loop(), Duration::from_millis(50)) < 60);
+    for kind in [PollerKind::Epoll, PollerKind::Poll] {
+        let alone = alone!().on_poller(kind);
+        failing(alone, "sendmsg", "error=ENOBUFS:when=2+").run(refused_while_it_waits);
+    }
+}
+
+fn refused_while_it_waits() {
+    let (send, receive) = channel();
+    // Nobody has the port any more.
+    let nobody = peer("127.77.0.1:0").local_addr().unwrap();
+    let running = start(move |event_loop| {
+        UdpClient::connect(event_loop, nobody)
+            .batch(1)
+            .queue_limit(100)
+            .when_full(WhenFull::PauseReading)
+            .on_start(|socket| {
+                socket.send("this leaves");
+                socket.send([0; 90]);
+            })
+            .on_datagram(|_, _| {})
+            .on_error(move |_, error| send.send((error.kind(), error.is_of_sending())).unwrap())
+            .start()
     });
+    assert_eq!(within(&receive), (ErrorKind::ConnectionRefused, false));
+    let metrics = running.metrics();
+    assert_eq!((metrics.sent, metrics.paused_by_output), (1, 1), "{metrics}");
+    // It tries to send, every other millisecond.
+    assert!(turns_in(running.event_loop(), Duration::from_millis(50)) < 60);
 }
 
 /// What has been tried once is dropped for others, of which the first has not been tried at all.

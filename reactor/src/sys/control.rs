@@ -272,3 +272,70 @@ fn since_epoch(seconds: i64, nanos: u32) -> Option<SystemTime> {
     let seconds = u64::try_from(seconds).ok()?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos))
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    const GROUP: Ipv4Addr = Ipv4Addr::new(127, 255, 255, 255);
+    const OURS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 9);
+
+    fn v4(control: &mut Control, header: &mut libc::msghdr) {
+        let raw = |ip: Ipv4Addr| libc::in_addr { s_addr: u32::from_ne_bytes(ip.octets()) };
+        let info =
+            libc::in_pktinfo { ipi_ifindex: 7, ipi_spec_dst: raw(OURS), ipi_addr: raw(GROUP) };
+        control.push(header, libc::IPPROTO_IP, libc::IP_PKTINFO, info);
+    }
+
+    fn v6(control: &mut Control, header: &mut libc::msghdr, ip: Ipv6Addr) {
+        let ipi6_addr = libc::in6_addr { s6_addr: ip.octets() };
+        let info = libc::in6_pktinfo { ipi6_addr, ipi6_ifindex: 7 };
+        control.push(header, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
+    }
+
+    /// What is read of what the kernel may have told.
+    fn told(tell: impl FnOnce(&mut Control, &mut libc::msghdr)) -> Option<(IpAddr, Source)> {
+        let mut control = NO_CONTROL;
+        // SAFETY: all-zero is a valid msghdr.
+        let mut header: libc::msghdr = unsafe { mem::zeroed() };
+        tell(&mut control, &mut header);
+        header.msg_control = control.as_mut_ptr();
+        // SAFETY: the header points at control data that outlives it, and says how long it is.
+        unsafe { Beside::new(&header) }.sent_to()
+    }
+
+    #[test]
+    fn of_two_that_tell_the_same_the_one_that_knows_our_address_counts() {
+        let expected = Some((IpAddr::from(GROUP), Source::v4(OURS)));
+        let mapped = GROUP.to_ipv6_mapped();
+        assert_eq!(told(v4), expected);
+        for v4_first in [false, true] {
+            let both = |control: &mut Control, header: &mut libc::msghdr| {
+                if v4_first {
+                    v4(control, header);
+                }
+                v6(control, header, mapped);
+                if !v4_first {
+                    v4(control, header);
+                }
+            };
+            assert_eq!(told(both), expected);
+        }
+        let alone = told(|control, header| v6(control, header, mapped));
+        assert_eq!(alone.unwrap().0, IpAddr::from(GROUP));
+        assert_eq!(told(|_, _| {}), None);
+    }
+
+    /// Others leave by the routes.
+    #[test]
+    fn only_an_address_of_an_interface_is_answered_there() {
+        for (ip, interface) in [("fe80::1", 7_u32), ("fd77::1", 0)] {
+            let ip: Ipv6Addr = ip.parse().unwrap();
+            let (to, source) = told(|control, header| v6(control, header, ip)).unwrap();
+            assert_eq!(to, IpAddr::from(ip));
+            assert_eq!(source.as_bytes(), [&ip.octets()[..], &interface.to_ne_bytes()].concat());
+        }
+        let group = told(|control, header| v6(control, header, "ff02::1".parse().unwrap()));
+        assert!(group.unwrap().1.as_bytes().is_empty());
+    }
+}
