@@ -298,6 +298,19 @@ fn b27_output_beyond_the_limit_closes_with_the_reason() {
     });
 }
 
+/// As much as the limit allows is not too much.
+#[test]
+fn b27_output_at_the_limit_is_not_beyond_it() {
+    const LIMIT: usize = 4 * MIB;
+    each_poller!().run(|| {
+        let (this, peer) = recorded(|server| server.water_marks(MIB, 2 * MIB).output_limit(LIMIT));
+        this.conn.send_shared(vec![b'x'; LIMIT].into()).unwrap();
+        read_n(&peer, LIMIT);
+        this.call(|conn| conn.send_shared(vec![b'x'; LIMIT + 1].into()));
+        while within(&this.told) != Told::Closed(format!("OutputFull {{ limit: {LIMIT} }}")) {}
+    });
+}
+
 /// A header does not hold the storage of a whole buffer until its body has left.
 #[test]
 fn b27_small_pieces_between_large_ones_count_with_little_storage() {

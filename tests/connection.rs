@@ -121,6 +121,26 @@ fn b12_a_last_small_message_with_the_fin_is_not_lost() {
     });
 }
 
+/// Though the end of our stream has yet to leave, behind what the peer does not read.
+#[test]
+fn who_shuts_down_before_the_peer_has_finished_was_first() {
+    const A_LOT: usize = 50 << 20;
+    each_poller!().run(|| {
+        // The peer's end is noticed while output waits.
+        let (this, peer) = recorded_open(|server| server.water_marks(1 << 20, 60 << 20));
+        this.call(|conn| {
+            conn.send_shared(vec![b'x'; A_LOT].into());
+            conn.shutdown();
+        });
+        this.let_turn();
+        peer.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(within(&this.told), Told::HalfClose);
+        assert_eq!(read_to_end(&peer).unwrap().len(), A_LOT);
+        assert_eq!(within(&this.told), Told::WriteComplete);
+        assert_eq!(this.closed(), "ShutDown");
+    });
+}
+
 // Reading paused.
 
 #[test]

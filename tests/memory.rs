@@ -9,7 +9,7 @@ mod recorder;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -358,6 +358,32 @@ fn b22_a_connection_that_was_blocked_once_keeps_nothing_of_that() {
             eventually("as much as after the first", is_less);
             after_each[round] = live(server.event_loop());
         }
+    });
+}
+
+/// One after the other, each with buffers of its own while it lasts.
+#[test]
+fn streams_that_come_and_go_leave_nothing_behind() {
+    alone!().run(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let thread = start();
+        let come_and_go = |_| {
+            let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (tell, told) = channel();
+            on(thread.handle(), move |event_loop| {
+                let stream = TcpClient::from_stream(event_loop, near).unwrap();
+                let stream = stream.on_close(move |_, _| tell.send(()).unwrap());
+                stream.on_message(|_, input| input.clear()).start().map(drop).unwrap();
+            });
+            drop(listener.accept().unwrap());
+            within(&told);
+        };
+        // What the loop keeps for the next one is there after a few.
+        (0..100).for_each(come_and_go);
+        let before = live(thread.handle());
+        (0..500).for_each(come_and_go);
+        let after = live(thread.handle());
+        assert!(after < before + 8192, "{before} bytes before, {after} after");
     });
 }
 
