@@ -19,8 +19,9 @@ use dialling::{Scene, Setup, Told, quick, scene};
 use recorder::{hold, turns};
 use ruduo::{ConnectError, Retry, TcpServer};
 
-/// Names are looked up on so many threads.
-const THREADS: usize = 4;
+/// So many names are looked up at a time, and so many if all are slow.
+const AT_ONCE: usize = 16;
+const MAX_THREADS: usize = 64;
 
 /// The name servers of a test's process: see `shim/resolver.c`.
 struct Resolver {
@@ -134,7 +135,7 @@ fn b59_an_answer_that_waited_for_the_loop_until_the_timeout_is_not_taken() {
 /// names, and nobody else.
 #[test]
 fn b59_names_that_are_stuck_have_one_thread_each_and_one_answer_for_all() {
-    const EACH: usize = 2 * THREADS;
+    const EACH: usize = 2 * AT_ONCE;
     Resolver::run(alone!(), |resolver| {
         let server = serve(|event_loop| {
             TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| {}).start()
@@ -149,7 +150,7 @@ fn b59_names_that_are_stuck_have_one_thread_each_and_one_answer_for_all() {
             scene.client.stop(Duration::ZERO);
             scene.client.wait().unwrap();
         };
-        (0..2 * THREADS).for_each(|_| assert_connects(connects_to("localhost")));
+        (0..2 * AT_ONCE).for_each(|_| assert_connects(connects_to("localhost")));
         assert_eq!(resolver.asked(), 2);
         for number in [1, 2] {
             resolver.answer(number, "127.0.0.1");
@@ -157,6 +158,30 @@ fn b59_names_that_are_stuck_have_one_thread_each_and_one_answer_for_all() {
         stuck.into_iter().for_each(assert_connects);
         eventually("all threads have ended", || resolving() == 0);
         assert_eq!(resolver.asked(), 2);
+    });
+}
+
+/// However many names are stuck, as long as they are not too many: others are looked up.
+#[test]
+fn b59_names_that_are_stuck_do_not_hold_up_others() {
+    const STUCK: usize = 2 * AT_ONCE;
+    Resolver::run(alone!(), |resolver| {
+        let server = serve(|event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?.on_message(|_, _| {}).start()
+        });
+        let port = server.addr().port();
+        let stuck: Vec<_> =
+            (0..STUCK).map(|n| scene((format!("slow.{n}"), port), patient())).collect();
+        eventually("all are asked", || resolver.asked() == STUCK);
+        let scene = scene(("localhost", port), patient());
+        assert_eq!(within(&scene.told), Told::Connected(server.addr().into()));
+        assert!(stuck.iter().all(|stuck| stuck.told.try_recv().is_err()));
+        (1..=STUCK).for_each(|number| resolver.answer(number, "127.0.0.1"));
+        for scene in stuck.into_iter().chain([scene]) {
+            scene.client.stop(Duration::ZERO);
+            scene.client.wait().unwrap();
+        }
+        eventually("all threads have ended", || resolving() == 0);
     });
 }
 
@@ -173,7 +198,7 @@ fn b59_who_tries_again_need_not_be_asked_for_again() {
             ("slow.test", port),
             Box::new(move |client| client.connect_timeout(soon).retry(quick())),
         );
-        for _ in 0..2 * THREADS {
+        for _ in 0..8 {
             assert!(matches!(within(&scene.told), Told::Failed { .. }));
         }
         assert_eq!((resolver.asked(), resolving()), (1, 1));
@@ -226,8 +251,9 @@ fn questions_that_nobody_waits_for_any_more_are_neither_kept_nor_asked() {
     Resolver::run(alone!(), |resolver| {
         let name = |number: usize| format!("slow.{number}");
         // The last of them has to wait for its turn.
-        let wanted: Vec<_> = (0..=THREADS).map(|n| scene((name(n), 1), patient())).collect();
-        eventually("all threads are at work", || resolver.asked() == THREADS);
+        let wanted: Vec<_> = (0..=MAX_THREADS).map(|n| scene((name(n), 1), patient())).collect();
+        eventually("all threads are at work", || resolver.asked() == MAX_THREADS);
+        assert_eq!(resolving(), MAX_THREADS);
         let before = open_fds().len();
         let give_up = |name: String| {
             let soon = Duration::from_millis(20);

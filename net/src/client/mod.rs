@@ -112,6 +112,11 @@ type OnFailed = dyn Fn(&EventLoop, &ConnectFailure);
 impl<'l> Client<'l> {
     /// A client of whatever the target is, on TCP or a Unix socket: for programs that are told
     /// where to connect.
+    ///
+    /// Names are looked up on threads of the whole process (getaddrinfo(3) blocks), and one only once,
+    /// however many ask for it: 16 at a time, to which those that have taken longer than a second do
+    /// not count any more, but no more than 64 in all. An attempt may spend its time with waiting for
+    /// that.
     pub fn connect(event_loop: &'l EventLoop, target: impl Into<Addresses>) -> Client<'l> {
         let settings = Settings {
             limits: Limits::default(),
