@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use ruduo_reactor::{EventLoop, LoopHandle};
 
-use super::admission::{Admission, Bounds};
+use super::Settings;
+use super::admission::Admission;
 use super::serving;
 use crate::Address;
 use crate::by_id::next_id;
@@ -67,20 +68,19 @@ impl Shared {
     pub(super) fn new(
         listeners: &[Arc<Listener>],
         base: LoopHandle,
-        counters: Vec<Arc<Counters>>,
-        bounds: Bounds,
+        settings: &Settings,
     ) -> Shared {
         Shared {
             id: next_id(),
             local_addr: listeners[0].address().clone(),
             listeners: listeners.iter().map(Arc::downgrade).collect(),
             base,
-            admission: Admission::new(bounds),
+            admission: Admission::new(settings.bounds.clone()),
             accepted: AtomicU64::new(0),
             refused_descriptors: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             accept_pauses: AtomicU64::new(0),
-            counters,
+            counters: (0..settings.loops.count()).map(|_| Arc::default()).collect(),
             end: End::default(),
         }
     }

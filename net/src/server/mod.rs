@@ -1,10 +1,12 @@
 //! Servers: how one is described.
 //!
 //! This file is the description. [`listening`] is where one begins, on TCP or a Unix socket,
-//! [`serving`] is the server at work on its loops, [`admission`] lets connections in, [`handle`]
-//! reaches it from outside, and by [`hand_over`] its listener outlives it.
+//! [`serving`] is the server at work on its loops. By its [`entrance`] connections come in, if
+//! [`admission`] lets them. [`handle`] reaches it from outside, and by [`hand_over`] its listener
+//! outlives it.
 
 mod admission;
+mod entrance;
 mod hand_over;
 mod handle;
 mod listening;

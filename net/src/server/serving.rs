@@ -8,9 +8,6 @@
 //!
 //! With an acceptor per loop, each serving loop has an acceptor and an entrance, and the base loop
 //! only starts and stops them.
-//!
-//! What crosses threads is a socket with a [`Ticket`], which counts the connection as open on its
-//! way, and gives the count back if it never arrives.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -23,9 +20,9 @@ use std::time::Instant;
 use ruduo_reactor::{EventLoop, LoopHandle, LoopPool, TimerId, Token};
 
 use super::Settings;
-use super::admission::{Farewell, Refusal};
+use super::entrance::{Entrance, Ticket};
 use super::handle::{ServerHandle, Shared};
-use crate::acceptor::{Acceptance, Acceptor};
+use crate::acceptor::Acceptor;
 use crate::by_id::ById;
 use crate::client::connecting;
 use crate::connection::CloseReason;
@@ -41,7 +38,7 @@ use crate::{Address, Connection, Handler};
 
 /// The servers of one loop; its `local` value.
 #[derive(Default)]
-struct Servers {
+pub(super) struct Servers {
     /// Those that were started on this loop.
     bases: ById<Base>,
     /// Those with connections on this loop.
@@ -67,63 +64,61 @@ where
     F: FnMut(&Connection<'_>) -> H + 'static,
     H: Handler,
 {
-    let limits = settings.limits;
     let context = |e: io::Error| io::Error::new(e.kind(), format!("starting a server: {e}"));
     settings.check().map_err(context)?;
-    let per_loop_acceptors = listener.is_one_of_several();
+    let one_for_all = !listener.is_one_of_several();
     let listeners = listener.with_siblings(settings.loops.count())?;
     for listener in &listeners {
-        limits.tcp.set_on(listener.as_fd(), listener.address()).map_err(context)?;
+        settings.limits.tcp.set_on(listener.as_fd(), listener.address()).map_err(context)?;
     }
     settings.bounds.compare_with_system();
-    let counters: Vec<Arc<Counters>> =
-        (0..settings.loops.count()).map(|_| Arc::default()).collect();
-    let bounds = settings.bounds.clone();
-    let shared = Arc::new(Shared::new(&listeners, event_loop.handle(), counters, bounds));
-
-    let mut of_loops = if per_loop_acceptors { listeners.clone() } else { Vec::new() };
-    let parts = shared.counters.iter();
-    let parts = parts.map(|counters| Part { counters: counters.clone(), listener: of_loops.pop() });
-    let parts = Mutex::new(parts.collect::<Vec<_>>());
-    let install = {
-        let shared = shared.clone();
-        Arc::new(move |event_loop: &EventLoop, _| {
-            // Of a loop that does not come, nobody misses the part.
-            let part = parts.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let Some(part) = part else { return Ok(()) };
-            let factory = per_loop(event_loop);
-            LoopServer::install(event_loop, &shared, limits, part, factory)
-        })
-    };
+    let shared = Arc::new(Shared::new(&listeners, event_loop.handle(), &settings));
+    let install = installation(&shared, &listeners, settings.limits, per_loop);
     let pool = settings.loops.start(event_loop, &install)?;
     // From here on its drop ends what the loops have begun.
-    let base = Rc::new(Base {
-        shared: shared.clone(),
-        loops: pool.loops().to_vec(),
-        pool: Some(pool.clone()),
-        acceptor: Cell::new(None),
-        stopping: Cell::new(false),
-        reports_due: Cell::new(0),
-        when_done: RefCell::default(),
-    });
+    let base = Rc::new(Base::new(shared.clone(), &pool));
     if settings.loops.pool.is_some() {
         install_on(event_loop, pool.loops(), &install).map_err(context)?;
     }
-    if !per_loop_acceptors && let Some(listener) = listeners.first() {
-        let entrance = Entrance::new(event_loop, &shared, Some(pool));
-        let acceptor = Acceptor::start(event_loop, listener.clone(), entrance).map_err(|e| {
-            io::Error::new(e.kind(), format!("accepting on {}: {e}", shared.local_addr))
-        })?;
-        base.acceptor.set(Some(acceptor));
+    if one_for_all && let Some(listener) = listeners.first() {
+        base.accept(event_loop, listener.clone(), pool)?;
     }
     event_loop.local::<Servers>().bases.insert(shared.id, base);
     log::debug!(
-        "serving {} on {} loops, an acceptor for each: {per_loop_acceptors}; {}; {limits:?}",
+        "serving {} on {} loops, one acceptor for all: {one_for_all}; {}; {:?}",
         shared.local_addr,
         shared.counters.len(),
-        shared.admission.bounds
+        shared.admission.bounds,
+        settings.limits
     );
     Ok(ServerHandle { shared })
+}
+
+/// What makes a loop serve: each takes a part.
+fn installation<P, F, H>(
+    shared: &Arc<Shared>,
+    listeners: &[Arc<Listener>],
+    limits: Limits,
+    per_loop: P,
+) -> Arc<impl Fn(&EventLoop, usize) -> io::Result<()> + Send + Sync + use<P, F, H>>
+where
+    P: Fn(&EventLoop) -> F + Send + Sync + 'static,
+    F: FnMut(&Connection<'_>) -> H + 'static,
+    H: Handler,
+{
+    let part = |(i, counters): (usize, &Arc<Counters>)| {
+        let own = listeners.get(i).filter(|listener| listener.is_one_of_several());
+        Part { counters: counters.clone(), listener: own.cloned() }
+    };
+    let parts: Vec<_> = shared.counters.iter().enumerate().map(part).collect();
+    let (parts, shared) = (Mutex::new(parts), shared.clone());
+    Arc::new(move |event_loop: &EventLoop, _| {
+        // Of a loop that does not come, nobody misses the part.
+        let part = parts.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let Some(part) = part else { return Ok(()) };
+        let factory = per_loop(event_loop);
+        LoopServer::install(event_loop, &shared, limits, part, factory)
+    })
 }
 
 /// On the base loop: stops the server `id`, if it still runs.
@@ -141,115 +136,8 @@ pub(super) fn when_done(event_loop: &EventLoop, id: u64, f: Continuation) {
     }
 }
 
-/// A connection that is counted as open but has not arrived at its loop.
-struct Ticket {
-    shared: Arc<Shared>,
-    peer: Address,
-    /// Where it is going.
-    event_loop: Option<LoopHandle>,
-    arrived: bool,
-}
-
-impl Ticket {
-    fn new(shared: &Arc<Shared>, peer: &Address) -> Result<Ticket, Refusal> {
-        shared.admission.enter(peer)?;
-        let (shared, peer) = (shared.clone(), peer.clone());
-        Ok(Ticket { shared, peer, event_loop: None, arrived: false })
-    }
-
-    fn send_to(&mut self, event_loop: &LoopHandle) {
-        event_loop.add_load();
-        self.event_loop = Some(event_loop.clone());
-    }
-
-    /// From now on the connection's end is what counts it as closed.
-    fn keep(mut self) {
-        self.arrived = true;
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        if !self.arrived {
-            self.shared.lost.fetch_add(1, Ordering::Relaxed);
-            self.shared.admission.leave(&self.peer);
-            if let Some(event_loop) = &self.event_loop {
-                event_loop.remove_load();
-            }
-        }
-    }
-}
-
-/// What is done with those who come in at one listener.
-struct Entrance {
-    shared: Arc<Shared>,
-    /// The loop that accepts, and its servers.
-    here: LoopHandle,
-    servers: Rc<Servers>,
-    /// Where connections go; if it is `None`, they stay here.
-    pool: Option<LoopPool>,
-    farewell: Option<Farewell>,
-}
-
-impl Entrance {
-    fn new(event_loop: &EventLoop, shared: &Arc<Shared>, pool: Option<LoopPool>) -> Rc<Entrance> {
-        let message = shared.admission.bounds.message.clone();
-        let farewell = message.map(|message| Farewell::new(event_loop, message));
-        let (here, servers) = (event_loop.handle(), event_loop.local());
-        Rc::new(Entrance { shared: shared.clone(), here, servers, pool, farewell })
-    }
-}
-
-impl Acceptance for Entrance {
-    fn accepted(&self, event_loop: &EventLoop, socket: OwnedFd, peer: Address) {
-        let shared = &self.shared;
-        let mut ticket = match Ticket::new(shared, &peer) {
-            Ok(ticket) => ticket,
-            Err(refusal) => {
-                log::debug!("refusing {peer}: {refusal:?}, {}", shared.admission.bounds);
-                if let Some(farewell) = &self.farewell {
-                    farewell.say(event_loop, socket, peer);
-                }
-                return;
-            }
-        };
-        shared.accepted.fetch_add(1, Ordering::Relaxed);
-        let chosen = match &self.pool {
-            // The port is no part of the key: the connections of one host go together.
-            Some(pool) => match &peer {
-                Address::Ip(address) => pool.place(address.ip()),
-                Address::Unix(name) => pool.place(name),
-            },
-            None => Some(&self.here),
-        };
-        let Some(chosen) = chosen else {
-            if shared.lost.load(Ordering::Relaxed) == 0 {
-                log::error!("closing connections to {}: all loops have ended", shared.local_addr);
-            }
-            return;
-        };
-        ticket.send_to(chosen);
-        if *chosen == self.here {
-            adopt(event_loop, &self.servers, ticket, socket, peer);
-        } else {
-            // A refused task is dropped, and with it the socket and the ticket.
-            let _ = chosen.post(move |event_loop| {
-                adopt(event_loop, &event_loop.local(), ticket, socket, peer);
-            });
-        }
-    }
-
-    fn refused(&self) {
-        self.shared.refused_descriptors.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn paused(&self) {
-        self.shared.accept_pauses.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
 /// On the chosen loop: makes the connection.
-fn adopt(
+pub(super) fn adopt(
     event_loop: &EventLoop,
     servers: &Servers,
     ticket: Ticket,
@@ -290,14 +178,13 @@ impl Drop for Base {
         // Own threads that have reported have nothing left to do, so waiting for them is short.
         drop(self.pool.take());
         // A shared pool lives on. Unless the loops have reported, they still serve.
-        let (id, first) = (self.shared.id, !self.stopping.get());
-        for handle in &self.loops {
-            let _ = handle.post(move |event_loop| {
-                if let Some(server) = event_loop.local::<Servers>().serving.get(id) {
-                    server.stop(event_loop, Instant::now(), first);
-                }
-            });
-        }
+        let (begins, now) = (!self.stopping.get(), Instant::now());
+        self.post_to_parts(move |server, event_loop| {
+            server.cut_by(event_loop, now);
+            if begins {
+                server.begin_stop(event_loop);
+            }
+        });
         if self.stopping.get() {
             let report = self.shared.stop_report();
             log::info!("the server on {} has ended: {report}", self.shared.local_addr);
@@ -307,27 +194,74 @@ impl Drop for Base {
 }
 
 impl Base {
-    fn stop(self: &Rc<Base>, event_loop: &EventLoop, deadline: Instant) {
-        let first = !self.stopping.replace(true);
-        if first {
-            log::debug!("stopping the server on {}", self.shared.local_addr);
-            if let Some(acceptor) = self.acceptor.take() {
-                event_loop.deregister(acceptor);
-            }
-            self.reports_due.set(self.loops.len());
+    fn new(shared: Arc<Shared>, pool: &LoopPool) -> Base {
+        Base {
+            shared,
+            loops: pool.loops().to_vec(),
+            pool: Some(pool.clone()),
+            acceptor: Cell::new(None),
+            stopping: Cell::new(false),
+            reports_due: Cell::new(0),
+            when_done: RefCell::default(),
         }
+    }
+
+    /// Accepts here, for all loops.
+    fn accept(
+        &self,
+        event_loop: &EventLoop,
+        listener: Arc<Listener>,
+        pool: LoopPool,
+    ) -> io::Result<()> {
+        let entrance = Entrance::new(event_loop, &self.shared, Some(pool));
+        let acceptor = Acceptor::start(event_loop, listener, entrance).map_err(|e| {
+            io::Error::new(e.kind(), format!("accepting on {}: {e}", self.shared.local_addr))
+        })?;
+        self.acceptor.set(Some(acceptor));
+        Ok(())
+    }
+
+    fn stop(&self, event_loop: &EventLoop, deadline: Instant) {
+        if self.stopping.replace(true) {
+            self.post_to_parts(move |server, event_loop| server.cut_by(event_loop, deadline));
+        } else {
+            self.begin_stop(event_loop, deadline);
+        }
+    }
+
+    /// Nobody comes in any more, and each loop is to report when its last connection is closed.
+    fn begin_stop(&self, event_loop: &EventLoop, deadline: Instant) {
+        log::debug!("stopping the server on {}", self.shared.local_addr);
+        if let Some(acceptor) = self.acceptor.take() {
+            event_loop.deregister(acceptor);
+        }
+        self.reports_due.set(self.loops.len());
         for handle in &self.loops {
             let (id, base) = (self.shared.id, self.shared.base.clone());
-            let stop_there =
+            let begin_there =
                 move |event_loop: &EventLoop| match event_loop.local::<Servers>().serving.get(id) {
-                    Some(server) => server.stop(event_loop, deadline, first),
-                    None if first => report(&base, id),
-                    None => {}
+                    Some(server) => {
+                        server.cut_by(event_loop, deadline);
+                        server.begin_stop(event_loop);
+                    }
+                    None => report(&base, id),
                 };
-            if handle.post(stop_there).is_err() && first {
+            if handle.post(begin_there).is_err() {
                 // That loop has ended, and closed its connections.
                 report(&self.shared.base, self.shared.id);
             }
+        }
+    }
+
+    /// On each loop that still has a part of it.
+    fn post_to_parts(&self, f: impl Fn(&dyn Serve, &EventLoop) + Copy + Send + 'static) {
+        let id = self.shared.id;
+        for handle in &self.loops {
+            let _ = handle.post(move |event_loop| {
+                if let Some(server) = event_loop.local::<Servers>().serving.get(id) {
+                    f(&*server, event_loop);
+                }
+            });
         }
     }
 
@@ -356,8 +290,10 @@ fn report(base: &LoopHandle, id: u64) {
 /// A server's part on a loop that serves its connections, whatever its handlers are.
 trait Serve {
     fn adopt(&self, event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: Address);
-    /// Tells the handlers, if this is the `first` time, and cuts at the deadline what is left.
-    fn stop(&self, event_loop: &EventLoop, deadline: Instant, first: bool);
+    /// Tells the handlers, once; and the base loop, when no connection is left.
+    fn begin_stop(&self, event_loop: &EventLoop);
+    /// Stops the clients that are part of it, and cuts at the deadline what is left.
+    fn cut_by(&self, event_loop: &EventLoop, deadline: Instant);
     /// Cuts what is left now.
     fn cut(&self, event_loop: &EventLoop);
     /// Nothing is left.
@@ -414,7 +350,7 @@ where
     }
 
     /// Cuts what is left at the deadline, unless that is to be done earlier anyway.
-    fn cut_by(&self, event_loop: &EventLoop, deadline: Instant) {
+    fn arm(&self, event_loop: &EventLoop, deadline: Instant) {
         if self.cut_at.get().is_some_and(|(earlier, _)| earlier <= deadline) {
             return;
         }
@@ -446,12 +382,7 @@ where
         }
     }
 
-    fn stop(&self, event_loop: &EventLoop, deadline: Instant, first: bool) {
-        self.cut_by(event_loop, deadline);
-        self.stop_parts(event_loop, deadline);
-        if !first {
-            return;
-        }
+    fn begin_stop(&self, event_loop: &EventLoop) {
         let (context, id) = (&self.context, self.shared.id);
         if let Some(acceptor) = self.acceptor.take() {
             event_loop.deregister(acceptor);
@@ -470,6 +401,11 @@ where
             event_loop.defer(move |_| drop(server));
             report(&base, id);
         });
+    }
+
+    fn cut_by(&self, event_loop: &EventLoop, deadline: Instant) {
+        self.arm(event_loop, deadline);
+        self.stop_parts(event_loop, deadline);
     }
 
     fn cut(&self, event_loop: &EventLoop) {
