@@ -5,21 +5,25 @@
 mod bare_loop;
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use bare_loop::{assert_exited_well, forked};
 use common::program::{Program, binary};
 use common::{DEADLINE, Running, serve, within};
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use ruduo::{
-    Address, EventLoop, LoopThread, Retry, Server, ServerHandle, TcpServer, UnixAddress,
+    Address, EventLoop, LoopThread, Placement, Retry, Server, ServerHandle, TcpServer, UnixAddress,
     UnixClient, UnixServer,
 };
 
@@ -127,6 +131,111 @@ fn a_file_that_is_no_socket_is_left_alone() {
         let error = UnixServer::bind(&event_loop, folder.socket()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         assert_eq!(fs::read_to_string(folder.socket()).unwrap(), "precious");
+    });
+}
+
+/// Between bind and listen it refuses, as a dead one does.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_server_that_is_about_to_listen_is_not_taken_for_dead() {
+    let slow = "inject=listen:delay_enter=100000";
+    alone!().under(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", slow]).run(|| {
+        let folder = Folder::new();
+        let path = folder.socket();
+        let first = thread::spawn(move || serve_at(&path));
+        common::eventually("it has been bound", || folder.socket().exists());
+        let event_loop = EventLoop::new().unwrap();
+        let error = UnixServer::bind(&event_loop, folder.socket()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
+        let first = first.join().unwrap();
+        assert_echoes(UnixStream::connect(folder.socket()).unwrap());
+        drop(first);
+    });
+}
+
+/// Who finds the file of a dead server and removes it must not remove that of who was faster.
+#[test]
+fn of_many_that_replace_a_dead_server_one_does() {
+    const RIVALS: usize = 4;
+    alone!().run(|| {
+        let folder = Folder::new();
+        for _ in 0..100 {
+            drop(UnixListener::bind(folder.socket()).unwrap());
+            let (begin, end) = (Barrier::new(RIVALS), Barrier::new(RIVALS));
+            let rival = || {
+                let event_loop = EventLoop::new().unwrap();
+                begin.wait();
+                let server = UnixServer::bind(&event_loop, folder.socket());
+                end.wait();
+                let outcome = server.as_ref().map(|_| ()).map_err(io::Error::kind);
+                let connects = UnixStream::connect(folder.socket()).is_ok();
+                // The winner's file goes with it.
+                end.wait();
+                (outcome, connects)
+            };
+            let outcomes = thread::scope(|scope| {
+                let rivals: Vec<_> = (0..RIVALS).map(|_| scope.spawn(rival)).collect();
+                rivals.into_iter().map(|rival| rival.join().unwrap()).collect::<Vec<_>>()
+            });
+            let won = outcomes.iter().filter(|(outcome, _)| outcome.is_ok()).count();
+            let in_use = (Err(io::ErrorKind::AddrInUse), true);
+            let lost = outcomes.iter().filter(|outcome| **outcome == in_use).count();
+            assert_eq!((won, lost), (1, RIVALS - 1), "{outcomes:?}");
+            assert!(!folder.socket().exists());
+        }
+    });
+}
+
+/// Somebody else of ours may just be coming or going.
+#[test]
+fn while_somebody_has_its_folder_locked_a_dead_server_is_not_replaced() {
+    each_poller!().run(|| {
+        let folder = Folder::new();
+        drop(UnixListener::bind(folder.socket()).unwrap());
+        let open = fs::File::open(&folder.0).unwrap();
+        let locked = Flock::lock(open, FlockArg::LockExclusiveNonblock).unwrap();
+        let event_loop = EventLoop::new().unwrap();
+        let error = UnixServer::bind(&event_loop, folder.socket()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(error.to_string().contains("keeps its folder locked"), "{error}");
+        assert!(folder.socket().exists());
+        // To come where nobody was takes nobody's place.
+        let other = folder.socket().with_file_name("other");
+        let running = serve_at(&other);
+        assert_echoes(UnixStream::connect(&other).unwrap());
+        drop(locked);
+        drop(running);
+        drop(serve_at(&folder.socket()));
+        assert!(!folder.socket().exists());
+    });
+}
+
+/// They have no name by which they could be known, so they are nobody's in particular.
+#[test]
+fn placement_by_hash_spreads_those_without_a_name() {
+    each_poller!().run(|| {
+        let folder = Folder::new();
+        let path = folder.socket();
+        let running = serve(move |event_loop| {
+            UnixServer::bind(event_loop, path)?
+                .threads(4)
+                .placement(Placement::Hash)
+                .on_connect(|conn| {
+                    conn.send(thread::current().name().unwrap());
+                    conn.finish();
+                })
+                .on_message(|_, _| {})
+                .start()
+        });
+        let names: BTreeSet<_> = (0..32)
+            .map(|_| {
+                let mut name = String::new();
+                UnixStream::connect(folder.socket()).unwrap().read_to_string(&mut name).unwrap();
+                name
+            })
+            .collect();
+        assert_eq!(names.len(), 4, "{names:?}");
+        drop(running);
     });
 }
 

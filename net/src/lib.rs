@@ -28,6 +28,7 @@ mod registry;
 mod relay;
 mod server;
 mod signals;
+mod socket_file;
 mod tcp_options;
 mod transport;
 mod udp;

@@ -1,16 +1,13 @@
 //! Making a listening socket.
 
-use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::socket::{Backlog, getsockopt, listen, setsockopt, sockopt};
 use ruduo_reactor::sys::socket;
 
+use crate::socket_file::SocketFile;
 use crate::{Address, Addresses};
 
 /// What must be set before a socket listens.
@@ -68,7 +65,7 @@ impl Listener {
                 setsockopt(&fd, sockopt::Ipv6V6Only, &options.ipv6_only)?;
             }
         }
-        let file = match address.path() {
+        let mut file = match address.path() {
             Some(path) => Some(SocketFile::bind(fd.as_fd(), path, address)?),
             None => {
                 socket::bind(fd.as_fd(), address)?;
@@ -81,6 +78,9 @@ impl Listener {
         }
         let backlog = Backlog::new(i32::from(options.backlog)).unwrap_or(Backlog::MAXCONN);
         listen(&fd, backlog)?;
+        if let Some(file) = &mut file {
+            file.settle();
+        }
         Listener::of_listening(fd, file, options)
     }
 
@@ -131,7 +131,7 @@ impl Listener {
     /// and goes on when we stop.
     pub(crate) fn leave_file(&self) {
         if let Some(file) = &self.file {
-            file.is_left.store(true, Ordering::Relaxed);
+            file.leave();
         }
     }
 
@@ -145,76 +145,4 @@ impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-/// The file of a Unix socket that we have made. Dropping this removes it, so that nobody finds a
-/// door behind which there is nothing.
-#[derive(Debug)]
-pub(crate) struct SocketFile {
-    path: PathBuf,
-    /// Device and inode: what is there later may be a successor's.
-    identity: (u64, u64),
-    /// A forked child has a copy of this value, but the file is its parent's.
-    process: u32,
-    /// It is a successor's now.
-    is_left: AtomicBool,
-}
-
-impl SocketFile {
-    /// Binds a socket to a path. A file that a dead server has left is removed first: one that is a
-    /// socket and refuses to be connected to. One at which somebody listens is in use.
-    pub(crate) fn bind(
-        fd: BorrowedFd<'_>,
-        path: &Path,
-        address: &Address,
-    ) -> io::Result<SocketFile> {
-        let first = socket::bind(fd, address);
-        if matches!(&first, Err(e) if e.kind() == io::ErrorKind::AddrInUse) && is_stale(address) {
-            log::info!("removing {}: no server is behind it any more", path.display());
-            fs::remove_file(path)?;
-            socket::bind(fd, address)?;
-        } else {
-            first?;
-        }
-        let path = std::path::absolute(path)?;
-        let identity = identity(&path)?;
-        Ok(SocketFile {
-            path,
-            identity,
-            process: std::process::id(),
-            is_left: AtomicBool::new(false),
-        })
-    }
-
-    /// Its permissions: who may write to it may connect and send.
-    pub(crate) fn set_mode(&self, mode: u32) -> io::Result<()> {
-        fs::set_permissions(&self.path, Permissions::from_mode(mode))
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let is_ours = !*self.is_left.get_mut()
-            && self.process == std::process::id()
-            && identity(&self.path).is_ok_and(|there| there == self.identity);
-        if is_ours && let Err(e) = fs::remove_file(&self.path) {
-            log::warn!("removing {}: {e}", self.path.display());
-        }
-    }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = fs::symlink_metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
-}
-
-/// Whether a path is a socket's at which nobody listens. (connect(2) refuses for a file that is no
-/// socket too, and that is not ours to remove.)
-fn is_stale(address: &Address) -> bool {
-    let is_socket = |path| fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
-    let refused = || {
-        let probe = socket::stream(address).and_then(|fd| socket::connect(fd.as_fd(), address));
-        probe.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
-    };
-    address.path().is_some_and(is_socket) && refused()
 }

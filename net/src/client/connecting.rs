@@ -29,8 +29,8 @@ use crate::by_id::ById;
 use crate::connection::endpoint::Endpoint;
 use crate::context::{Context, Part};
 use crate::end::Continuation;
-use crate::listener::SocketFile;
 use crate::registry::Resident;
+use crate::socket_file::SocketFile;
 use crate::transport::{self, Plain};
 use crate::{Address, Addresses, CloseReason, Connection, ConnectionHandle, Handler};
 

@@ -20,7 +20,7 @@ use ruduo_reactor::{TimerId, Token};
 use super::Settings;
 use super::failure::ConnectError;
 use crate::Address;
-use crate::listener::SocketFile;
+use crate::socket_file::SocketFile;
 
 /// "Connection Attempt Delay", RFC 8305, section 5.
 pub(super) const STAGGER: Duration = Duration::from_millis(250);
@@ -86,7 +86,9 @@ pub(super) fn is_busy(error: &io::Error, address: &Address) -> bool {
 /// Gives a socket an address of its own.
 fn bind(fd: &OwnedFd, local: &Address) -> io::Result<Option<SocketFile>> {
     if let Some(path) = local.path() {
-        return SocketFile::bind(fd.as_fd(), path, local).map(Some);
+        let mut file = SocketFile::bind(fd.as_fd(), path, local)?;
+        file.settle();
+        return Ok(Some(file));
     }
     if matches!(local, Address::Ip(_)) {
         setsockopt(fd, sockopt::ReuseAddr, &true)?;

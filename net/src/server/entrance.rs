@@ -14,7 +14,7 @@ use super::admission::{Farewell, Refusal};
 use super::handle::Shared;
 use super::serving::{Servers, adopt};
 use crate::acceptor::Acceptance;
-use crate::Address;
+use crate::{Address, UnixAddress};
 
 /// What is done with those who come in at one listener.
 pub(super) struct Entrance {
@@ -53,11 +53,13 @@ impl Acceptance for Entrance {
                 return;
             }
         };
-        shared.accepted.fetch_add(1, Ordering::Relaxed);
+        let number = shared.accepted.fetch_add(1, Ordering::Relaxed);
         let chosen = match &self.pool {
             Some(pool) => match &peer {
                 // The port is no part of the key: the connections of one host go together.
                 Address::Ip(address) => pool.place(address.ip()),
+                // Most peers on Unix sockets have no name, by which they would all go together.
+                Address::Unix(UnixAddress::Unnamed) => pool.place(number),
                 Address::Unix(name) => pool.place(name),
             },
             None => Some(&self.here),

@@ -190,9 +190,15 @@ impl<'l> UnixListenerBuilder<'l> {
     /// A file that a server has left which is no more is replaced: it is connected to first, and
     /// removed only if that is refused. The file is removed when the server stops listening.
     ///
+    /// A server that is about to listen refuses, too. So programs that use this library come and go
+    /// in one folder one at a time, by its lock (flock(2)), and none takes another one's file. Who
+    /// waits for the lock in vain, for a quarter of a second, removes nothing. A server of another
+    /// kind is taken for dead in the moment between its bind(2) and listen(2).
+    ///
     /// # Errors
     /// What bind(2) and listen(2) say, with the address: `AddrInUse` if somebody listens there, or
-    /// something is there that is no socket. `InvalidInput` for an address that is no Unix socket's.
+    /// something is there that is no socket, or that may not be removed for want of the folder's lock.
+    /// `InvalidInput` for an address that is no Unix socket's.
     pub fn bind(self, address: impl Into<Addresses>) -> io::Result<Server<'l>> {
         let wanted = |address: &Address| matches!(address, Address::Unix(_));
         listen(self.event_loop, address.into(), self.options, wanted, "TcpServer")

@@ -128,7 +128,8 @@ impl<C> Server<'_, C> {
         self
     }
 
-    /// How connections are placed on own threads; round robin by default.
+    /// How connections are placed on own threads; round robin by default. By hash, what counts is the
+    /// peer's address without its port, or its name on a Unix socket; those without a name are spread.
     pub fn placement(mut self, placement: Placement) -> Self {
         self.settings.loops.placement = Some(placement);
         self

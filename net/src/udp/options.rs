@@ -10,7 +10,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use ruduo_reactor::sys::datagram_options::{self, Family, Interface};
 use ruduo_reactor::sys::socket;
 
-use crate::listener::SocketFile;
+use crate::socket_file::SocketFile;
 use crate::{Address, Addresses};
 
 /// What is wished for, as it was said.
@@ -213,10 +213,11 @@ impl Options {
             socket::bind(fd.as_fd(), address)?;
             return Ok(None);
         };
-        let file = SocketFile::bind(fd.as_fd(), path, address)?;
+        let mut file = SocketFile::bind(fd.as_fd(), path, address)?;
         if let Some(mode) = self.mode {
             file.set_mode(mode)?;
         }
+        file.settle();
         Ok(Some(file))
     }
 
