@@ -223,14 +223,14 @@ fn a_place_is_given_back_by_those_who_vanish() {
     });
 }
 
-/// A server is busy with 64 of the refused at once, and closes the others without a word. Those of one
-/// round may not have been seen to go when the next one comes, so they are not more than half of that.
+/// A server is busy with 64 of the refused at once, and closes the others without a word. On a busy
+/// machine it may not have seen any of them go when the last ones come, so there are no more in all.
 #[test]
 fn of_many_who_come_at_once_exactly_as_many_as_places_are_served() {
     alone!().run(|| {
         let program = places(7, "2");
         let addr = program.addr();
-        for _ in 0..5 {
+        for _ in 0..2 {
             let come = move || {
                 let peers: Vec<_> = (0..9).map(|_| connect(addr)).collect();
                 peers.into_iter().map(|peer| (is_served(&peer), peer)).collect::<Vec<_>>()
