@@ -23,8 +23,8 @@ use common::{DEADLINE, Running, serve, within};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use ruduo::{
-    Address, EventLoop, LoopThread, Placement, Retry, Server, ServerHandle, TcpServer, UnixAddress,
-    UnixClient, UnixServer,
+    Address, EventLoop, Placement, Retry, Server, ServerHandle, TcpServer, UnixAddress, UnixClient,
+    UnixServer,
 };
 
 /// A folder that goes with the test.
@@ -376,6 +376,8 @@ fn a_client_with_a_path_of_its_own_connects_again_and_again() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_client_waits_for_room_in_the_queue_of_a_server() {
+    use ruduo::LoopThread;
+
     use nix::sys::socket::{
         AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, listen, socket,
     };
