@@ -256,6 +256,35 @@ fn b68_a_connection_that_moves_its_timer_a_million_times() {
     });
 }
 
+/// Each with a key of its own, none of which comes again.
+#[test]
+fn b68_a_connection_with_one_timer_after_the_other() {
+    const TIMERS: u64 = 20_000;
+    alone!().run(|| {
+        let (tell, told) = channel();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .on_connect(|conn| conn.set_timer(0, Duration::ZERO))
+                .on_timer(move |conn, key| match key {
+                    0 | TIMERS => tell.send(()).unwrap(),
+                    _ => conn.set_timer(key + 1, Duration::ZERO),
+                })
+                .on_message(|conn, input| {
+                    input.clear();
+                    conn.set_timer(1, Duration::ZERO);
+                })
+                .start()
+        });
+        let mut peer = server.connect();
+        within(&told);
+        let before = live(server.event_loop());
+        peer.write_all(b"x").unwrap();
+        within(&told);
+        let after = live(server.event_loop());
+        assert!(after < before + LITTLE, "{before} bytes before, {after} after");
+    });
+}
+
 fn read_and_drop(mut peer: &TcpStream, n: usize) {
     let read = io::copy(&mut Read::take(&mut peer, n as u64), &mut io::sink()).unwrap();
     assert_eq!(read, n as u64);
