@@ -267,7 +267,8 @@ fn questions_that_nobody_waits_for_any_more_are_neither_kept_nor_asked() {
             give_up(name(number % wanted.len()));
             give_up(name(wanted.len() + number));
         }
-        assert_eq!(open_fds().len(), before, "{:?}", open_fds());
+        // The name servers may just have had a file of theirs open.
+        eventually("all of theirs are closed", || open_fds().len() <= before);
         for number in 1..=wanted.len() + GIVEN_UP {
             resolver.answer(number, "127.0.0.1");
         }
