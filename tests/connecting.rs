@@ -145,6 +145,16 @@ fn b58_a_name_that_nobody_has() {
 }
 
 #[test]
+fn a_list_of_no_addresses_is_a_name_that_stands_for_nothing() {
+    alone!().run(|| {
+        let scene = scene(Vec::<SocketAddr>::new(), plain());
+        let Told::Failed { error, again, .. } = within(&scene.told) else { panic!() };
+        assert!(!again && matches!(error, ConnectError::NotResolved(_)), "{error:?}");
+        scene.client.wait().unwrap();
+    });
+}
+
+#[test]
 fn b59_no_answer_is_a_timeout() {
     alone!().run(|| {
         let (address, _fds) = full();

@@ -14,7 +14,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use common::{Alone, DEADLINE, pattern, read_to_end, reset, serve, within};
-use recorder::{Told, hold, recorded, recorded_open, recorded_paused};
+use recorder::{Told, hold, recorded, recorded_open, recorded_paused, turns};
 use ruduo::{Buffer, CloseReason, Connection, Handler, TcpServer};
 
 /// A loop at rest makes a few turns in this time, for what the test itself posts; one that spins
@@ -277,6 +277,20 @@ fn b18_connection_aborted_while_reading_closes_with_the_reason() {
 #[test]
 fn b18_host_unreachable_while_reading_closes_with_the_reason() {
     failing_read(each_poller!(), "EHOSTUNREACH");
+}
+
+/// So says shutdown(2) when the peer has reset the connection. Why it ends, receiving will say.
+#[test]
+fn a_connection_that_is_gone_when_our_fin_is_due_ends_with_what_receiving_says() {
+    let inject = "inject=shutdown:error=ENOTCONN";
+    each_poller!().under(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", inject]).run(|| {
+        let (this, peer) = recorded(|server| server);
+        this.conn.shutdown().unwrap();
+        // The turn of the FIN, and one more.
+        (0..2).for_each(|_| _ = turns(this.server.event_loop()));
+        reset(peer);
+        assert_eq!(this.closed(), "ReadFailed(ECONNRESET)");
+    });
 }
 
 /// The first receive calls say that there is nothing, against what the poller said.

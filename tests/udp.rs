@@ -7,13 +7,12 @@ mod datagrams;
 
 use std::cell::Cell;
 use std::io::ErrorKind;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
-use common::{DEADLINE, eventually, pattern, within};
+use common::{DEADLINE, eventually, pattern, runs_to_its_end, within};
 use datagrams::{Running, assert_echoes, echo, hold, peer, recv, start, timers_until, turns_in};
 use ruduo::{
     Address, Datagram, EventLoop, LoopPool, LoopThread, SendError, TcpServer, UdpClient, UdpHandle,
@@ -946,14 +945,7 @@ fn datagrams_that_have_ended_before_a_signal_do_not_hold_up_the_rest() {
                 nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).unwrap();
             }
         });
-        let in_time = Rc::new(Cell::new(true));
-        let late = in_time.clone();
-        event_loop.run_after(DEADLINE, move |event_loop| {
-            late.set(false);
-            event_loop.quit();
-        });
-        event_loop.run().unwrap();
-        assert!(in_time.get());
+        runs_to_its_end(&event_loop);
     });
 }
 

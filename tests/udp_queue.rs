@@ -7,17 +7,16 @@
 mod common;
 mod datagrams;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use common::{Alone, DEADLINE, eventually, within};
+use common::{Alone, DEADLINE, eventually, runs_to_its_end, within};
 use datagrams::{Running, failing, hold, peer, recv, start, timers_until, turns_in, with_fd_at};
 use nix::sys::socket::{getsockopt, sockopt};
 use ruduo::{Address, PollerKind, UdpClient, UdpServer, UdpSocketHandle, WhenFull};
@@ -378,14 +377,7 @@ fn a_signal_gives_what_does_not_leave_a_deadline() {
             .start()
             .unwrap();
         udp.stop_on_signals(&event_loop, Duration::from_millis(50)).unwrap();
-        let in_time = Rc::new(Cell::new(true));
-        let late = in_time.clone();
-        event_loop.run_after(DEADLINE, move |event_loop| {
-            late.set(false);
-            event_loop.quit();
-        });
-        event_loop.run().unwrap();
-        assert!(in_time.get());
+        runs_to_its_end(&event_loop);
         let metrics = udp.metrics();
         assert!(udp.is_ended() && metrics.discarded > 0, "{metrics}");
         assert_eq!(metrics.sent + metrics.discarded, 900, "{metrics}");

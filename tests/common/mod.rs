@@ -6,12 +6,14 @@
 pub mod proc;
 pub mod program;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::process::Command;
+use std::rc::Rc;
 use std::sync::Mutex;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -268,6 +270,19 @@ pub fn eventually(what: &str, condition: impl Fn() -> bool) {
 #[track_caller]
 pub fn within<T>(receiver: &Receiver<T>) -> T {
     receiver.recv_timeout(DEADLINE).expect("nothing came within the deadline")
+}
+
+/// Runs a loop until something ends it, which must come.
+#[track_caller]
+pub fn runs_to_its_end(event_loop: &EventLoop) {
+    let in_time = Rc::new(Cell::new(true));
+    let late = in_time.clone();
+    event_loop.run_after(DEADLINE, move |event_loop| {
+        late.set(false);
+        event_loop.quit();
+    });
+    event_loop.run().unwrap();
+    assert!(in_time.get(), "nothing ended the loop within the deadline");
 }
 
 static LOGS: Mutex<Vec<String>> = Mutex::new(Vec::new());

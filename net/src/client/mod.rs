@@ -155,7 +155,8 @@ impl<C> Client<'_, C> {
 
     /// From which address of this machine to connect; by default the system chooses. Port 0 stands
     /// for any free port. A path of a Unix socket is made for each connection, in the place of one at
-    /// which nobody listens, and goes with the connection.
+    /// which nobody listens, and goes with the connection. The loop may wait up to 250 ms for
+    /// the lock of its folder then, as [servers](crate::UnixListenerBuilder::bind) do.
     pub fn bind_local(mut self, address: impl Into<Address>) -> Self {
         self.settings.local = Some(address.into());
         self
