@@ -5,7 +5,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
-use super::{EventLoop, HAS_LOOP, Phase, WAKER};
+use super::{Agenda, EventLoop, HAS_LOOP, Phase, WAKER};
 use crate::channel::Channels;
 use crate::handle::LoopHandle;
 use crate::isolation::PanicPolicy;
@@ -104,6 +104,8 @@ impl EventLoopBuilder {
         let kind = self.poller.map_or_else(PollerKind::preferred, Ok).map_err(context)?;
         let poller = Poller::with_kind(kind).map_err(context)?;
         let waker = poller.notifier_of(WAKER, self.notifiers).map_err(context)?;
+        let mut agenda = Agenda::empty();
+        agenda.set(Agenda::BUSY_POLL, !self.busy_poll.is_zero());
         HAS_LOOP.set(true);
         Ok(EventLoop {
             poller,
@@ -116,9 +118,8 @@ impl EventLoopBuilder {
             graveyard: RefCell::default(),
             signals: Signals::default(),
             locals: RefCell::default(),
-            has_work: Cell::new(false),
+            agenda: Cell::new(agenda),
             phase: Cell::new(Phase::New),
-            quit: Cell::new(false),
             origin: Instant::now(),
             now: Cell::new(None),
             counts: Counts::default(),

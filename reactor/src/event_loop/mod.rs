@@ -18,6 +18,7 @@ use std::marker::PhantomData;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bitflags::bitflags;
 use nix::sys::signal::Signal;
 
 pub use self::builder::EventLoopBuilder;
@@ -82,11 +83,8 @@ pub struct EventLoop {
     signals: Signals,
     /// One value a type, for libraries on top; see [`EventLoop::local`].
     locals: RefCell<Vec<(TypeId, Rc<dyn Any>)>>,
-    /// There may be more to do than events and timers: a task, a signal, the end of a turn, a value
-    /// to drop. Without it a turn does not look for them.
-    has_work: Cell<bool>,
+    agenda: Cell<Agenda>,
     phase: Cell<Phase>,
-    quit: Cell<bool>,
     origin: Instant,
     /// The time of this turn, once somebody has asked for it.
     now: Cell<Option<Instant>>,
@@ -107,6 +105,22 @@ enum Dead {
     Task(Task),
     Signal(signals::Callback),
     Local(Rc<dyn Any>),
+}
+
+bitflags! {
+    /// What a turn has to do besides waiting and calling what events are for. Whoever gives the loop
+    /// more to do puts it down here; while nothing is, a turn looks for nothing.
+    #[derive(Clone, Copy)]
+    struct Agenda: u8 {
+        /// There may be a task, a signal, the end of a turn, a value to drop: do not wait.
+        const WORK = 1;
+        /// There may be timers: wait no longer than they allow.
+        const TIMERS = 2;
+        /// Look for events again and again before waiting: a setting, so this stays.
+        const BUSY_POLL = 4;
+        /// Have no further turn.
+        const QUIT = 8;
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -156,7 +170,7 @@ impl EventLoop {
     /// far run, later ones are refused, and every source still registered is told (connections
     /// get their close callback) and dropped.
     pub fn quit(&self) {
-        self.quit.set(true);
+        self.plan(Agenda::QUIT);
     }
 
     /// Runs `task` on this loop after all that was posted or deferred before it: still in this
@@ -174,7 +188,7 @@ impl EventLoop {
         // What other threads posted earlier runs earlier.
         self.collect_incoming();
         self.tasks.borrow_mut().push_back(task);
-        self.has_work.set(true);
+        self.plan(Agenda::WORK);
     }
 
     /// Calls `f` at `deadline`, never earlier. A deadline in the past is due at once: that is when
@@ -224,6 +238,7 @@ impl EventLoop {
 
     fn add_timer(&self, deadline: u64, timer: Timer) -> TimerId {
         let id = self.timers.add(deadline, timer);
+        self.plan(Agenda::TIMERS);
         if self.phase.get() == Phase::Ended {
             self.cancel(id);
         }
@@ -372,9 +387,13 @@ impl EventLoop {
         nanos(self.origin.elapsed())
     }
 
+    fn plan(&self, item: Agenda) {
+        self.agenda.update(|agenda| agenda | item);
+    }
+
     fn bury(&self, dead: Dead) {
         self.graveyard.borrow_mut().push(dead);
-        self.has_work.set(true);
+        self.plan(Agenda::WORK);
         if self.phase.get() == Phase::Ended {
             // There will be no end of a turn.
             self.drop_dead();

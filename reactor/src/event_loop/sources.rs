@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 
-use super::{Dead, EventLoop};
+use super::{Agenda, Dead, EventLoop};
 use crate::channel::{Channel, Registration, Source};
 use crate::poller::{Event, Interest, Mode, Notifier};
 use crate::token::Token;
@@ -140,7 +140,7 @@ impl EventLoop {
     /// phase means the end of the next turn, which then does not wait.
     pub fn at_turn_end(&self, token: Token) {
         self.at_turn_end.borrow_mut().push(token);
-        self.has_work.set(true);
+        self.plan(Agenda::WORK);
     }
 }
 

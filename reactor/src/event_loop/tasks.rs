@@ -11,7 +11,7 @@
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
-use super::{Dead, EventLoop, KEEP_CAPACITY};
+use super::{Agenda, Dead, EventLoop, KEEP_CAPACITY};
 use crate::metrics;
 use crate::sys::task::SendTask;
 
@@ -69,10 +69,10 @@ impl EventLoop {
         }
         let mut incoming = self.incoming.borrow_mut();
         if inbox.take(&mut incoming) {
-            self.quit.set(true);
+            self.plan(Agenda::QUIT);
         }
         self.tasks.borrow_mut().extend(incoming.drain(..).map(SendTask::into_task));
-        self.has_work.set(true);
+        self.plan(Agenda::WORK);
     }
 
     /// Runs the first `count` tasks, or as many of them as one turn may run and has time for, but

@@ -11,8 +11,8 @@
 //! add comes later, so none of them can keep the others waiting for ever. The tasks have a file of
 //! their own, [`tasks`](super::tasks), and so has the [end](super::ending) of a loop.
 //!
-//! Most turns have events and nothing else. Whatever gives the loop more to do says so in
-//! `has_work`, and without that a turn does not look for it.
+//! Most turns have events and nothing else. Whatever gives the loop more to do puts it down in the
+//! [`Agenda`], and while that is empty a turn looks for nothing else.
 //!
 //! No cell of the loop is borrowed while user code runs: a phase takes one thing out, lets go of
 //! the cell, and calls. User code hides in `Drop` too, so values are dropped in that manner, at
@@ -26,7 +26,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::{Dead, EventLoop, KEEP_CAPACITY, Phase, WAKER};
+use super::{Agenda, Dead, EventLoop, KEEP_CAPACITY, Phase, WAKER};
 use crate::channel::{Registration, Source};
 use crate::handle::PostError;
 use crate::metrics;
@@ -68,21 +68,11 @@ impl EventLoop {
         let mut events = Events::with_capacity(MAX_EVENTS);
         // A handle's `quit` comes by the inbox, and may have come before `run`.
         self.collect_incoming();
-        while self.goes_on()? {
-            self.turn(&mut events)?;
-        }
-        Ok(())
-    }
-
-    fn turn(&self, events: &mut Events) -> io::Result<()> {
-        self.wait(events).map_err(|e| {
-            let kind = self.poller_kind();
-            io::Error::new(e.kind(), format!("waiting for events by {kind}: {e}"))
-        })?;
-        self.dispatch(events);
-        if self.has_work.get() || !self.timers.is_empty() || self.handle.shared().inbox.is_pending()
-        {
-            self.rest_of_turn()?;
+        while self.wait(&mut events)? {
+            self.dispatch(&events);
+            if !self.agenda.get().is_empty() || self.handle.shared().inbox.is_pending() {
+                self.rest_of_turn()?;
+            }
         }
         Ok(())
     }
@@ -100,45 +90,66 @@ impl EventLoop {
             self.call_turn_ends();
             self.drop_dead();
         }
-        self.has_work.set(self.has_tasks() || !self.at_turn_end.borrow().is_empty());
+        let mut agenda = self.agenda.get();
+        agenda.set(Agenda::WORK, self.has_tasks() || !self.at_turn_end.borrow().is_empty());
+        agenda.set(Agenda::TIMERS, !self.timers.is_empty());
+        self.agenda.set(agenda);
         Ok(())
     }
 
-    /// Whether to go on, asked before the wait and between phases. A callback may have told the
-    /// loop to quit; or it may have forked, and this is the child, for which that is an error.
-    #[inline(always)]
+    /// Whether to go on, asked between phases. A callback may have told the loop to quit; or it may
+    /// have forked, and this is the child, for which that is an error.
     fn goes_on(&self) -> io::Result<bool> {
-        if self.handle.shared().is_forked() {
-            return Err(PostError::Forked.into());
-        }
-        Ok(!self.quit.get())
+        self.check_forked()?;
+        Ok(!self.agenda.get().contains(Agenda::QUIT))
     }
 
-    fn wait(&self, events: &mut Events) -> io::Result<()> {
-        if self.settings.busy_poll.is_zero() || !self.poll_busily(events)? {
-            self.block(events)?;
-        }
+    #[inline(always)]
+    fn check_forked(&self) -> io::Result<()> {
+        if self.handle.shared().is_forked() { Err(PostError::Forked.into()) } else { Ok(()) }
+    }
+
+    /// Begins a turn, unless this is the end.
+    #[inline(always)]
+    fn wait(&self, events: &mut Events) -> io::Result<bool> {
+        self.check_forked()?;
+        let outcome = match self.agenda.get() {
+            agenda if agenda.is_empty() => self.sleep(events, None),
+            agenda if agenda.contains(Agenda::QUIT) => return Ok(false),
+            agenda => self.wait_by(agenda, events),
+        };
+        outcome.map_err(|e| {
+            let kind = self.poller_kind();
+            io::Error::new(e.kind(), format!("waiting for events by {kind}: {e}"))
+        })?;
         if let Some(stopwatch) = &self.stopwatch {
             stopwatch.begin();
         }
         self.now.set(None);
         metrics::add(&self.counts.turns, 1);
         metrics::add(&self.counts.events, events.len());
-        Ok(())
+        Ok(true)
     }
 
-    /// Sleeps until there is something to do.
+    /// Sleeps until there is something to do, for `timeout` at most.
     #[inline(always)]
-    fn block(&self, events: &mut Events) -> io::Result<()> {
+    fn sleep(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         let inbox = &self.handle.shared().inbox;
+        let timeout = if inbox.fall_asleep() { timeout } else { Some(Duration::ZERO) };
+        let outcome = self.poller.wait(events, timeout);
+        inbox.wake_up();
+        outcome
+    }
+
+    /// Waits no longer than the agenda allows.
+    #[inline(never)]
+    fn wait_by(&self, agenda: Agenda, events: &mut Events) -> io::Result<()> {
+        if agenda.contains(Agenda::BUSY_POLL) && self.poll_busily(events)? {
+            return Ok(());
+        }
         match self.timeout() {
             Some(Duration::ZERO) => self.poller.wait(events, Some(Duration::ZERO)),
-            timeout if inbox.fall_asleep() => {
-                let outcome = self.poller.wait(events, timeout);
-                inbox.wake_up();
-                outcome
-            }
-            _ => self.poller.wait(events, Some(Duration::ZERO)),
+            timeout => self.sleep(events, timeout),
         }
     }
 
@@ -164,13 +175,9 @@ impl EventLoop {
 
     /// How long the wait may last. Timers are the only reason to wake up by time, so a loop
     /// without them sleeps until something happens.
-    #[inline(always)]
     fn timeout(&self) -> Option<Duration> {
-        if self.has_work.get() {
+        if self.agenda.get().contains(Agenda::WORK) {
             return Some(Duration::ZERO);
-        }
-        if self.timers.is_empty() {
-            return None;
         }
         let expiry = self.timers.next_expiry()?;
         Some(Duration::from_nanos(expiry.saturating_sub(self.clock())))
@@ -248,7 +255,7 @@ impl EventLoop {
     fn woken(&self) {
         self.handle.shared().waker.acknowledge();
         self.signals.woken();
-        self.has_work.set(true);
+        self.plan(Agenda::WORK);
     }
 
     /// Calls the timers whose deadline has passed.
