@@ -1,7 +1,8 @@
 //! Sockets, as the layer above the reactor needs them: safe functions on descriptors.
 //!
-//! `EINTR` is retried here, once for all callers: on a non-blocking descriptor the call is short,
-//! and no caller could do anything else.
+//! `EINTR` is dealt with here, once for all callers: the call is made again, for on a non-blocking
+//! descriptor it is short, and no caller could do anything else. Only [`recv`] and [`send`], which
+//! are called for each message, leave that to the poller.
 
 use std::io::{self, IoSlice};
 use std::mem;
@@ -222,12 +223,12 @@ pub fn unsent(socket: BorrowedFd<'_>) -> io::Result<usize> {
     }
 }
 
-/// How many bytes a call has moved, or why it failed, in one register, as the kernel itself returns
-/// it: a number of bytes, or a negated `errno`. The code that handles each message tests its sign;
-/// everybody else asks for an [`io::Result`].
+/// What recv(2) or send(2) returned, still in one register: a number of bytes, or -1, and then the
+/// reason is in `errno`. The code that handles each message compares the number; everybody else
+/// asks for an [`io::Result`], at once, before another call changes `errno`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "it may be an error"]
-pub struct Moved(isize);
+pub struct Moved(libc::ssize_t);
 
 impl Moved {
     /// The number of bytes, if it is neither 0 nor an error.
@@ -240,42 +241,34 @@ impl Moved {
     #[inline(always)]
     #[must_use]
     pub fn is(self, bytes: usize) -> bool {
-        self.0 == bytes as isize
+        self.0 == bytes as libc::ssize_t
     }
 
     /// The number of bytes, or the error.
     ///
     /// # Errors
-    /// That of the call.
+    /// That of the call. One that a signal has interrupted has moved nothing and is `WouldBlock`:
+    /// the poller says again that the socket is ready, for it is level-triggered.
+    #[cold]
     pub fn into_result(self) -> io::Result<usize> {
-        usize::try_from(self.0).map_err(|_| io::Error::from_raw_os_error(-self.0 as i32))
-    }
-}
-
-impl From<io::Result<usize>> for Moved {
-    /// An error that is not the system's, and so has no `errno`, becomes `EIO`.
-    fn from(result: io::Result<usize>) -> Moved {
-        match result {
-            Ok(n) => Moved(n as isize),
-            Err(e) => Moved(-(e.raw_os_error().unwrap_or(libc::EIO) as isize)),
-        }
+        usize::try_from(self.0).map_err(|_| match io::Error::last_os_error() {
+            e if e.kind() == io::ErrorKind::Interrupted => io::ErrorKind::WouldBlock.into(),
+            e => e,
+        })
     }
 }
 
 /// Receives into the spare room of `bytes` and lengthens it by what came. The room is not zeroed
-/// first. 0 is the end of the stream.
+/// first. 0 is the end of the stream, so there has to be room: a receive of length 0 returns 0 too.
 ///
-/// Fails as recv(2) does; with `EINVAL` if there is no room, for a receive of length 0 would return
-/// 0 and look like the end of the stream.
+/// Fails as recv(2) does.
 #[inline(always)]
 pub fn recv(socket: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> Moved {
     let room = bytes.spare_capacity_mut();
-    if room.is_empty() {
-        return Moved(-(libc::EINVAL as isize));
-    }
-    let (fd, start, len) = (socket.as_raw_fd(), room.as_mut_ptr(), room.len());
+    debug_assert!(!room.is_empty(), "this would look like the end of the stream");
+    let (start, len) = (room.as_mut_ptr().cast(), room.len());
     // SAFETY: the pointer is valid for writing `len` bytes.
-    let moved = moved(move || unsafe { libc::recv(fd, start.cast(), len, 0) });
+    let moved = Moved(unsafe { libc::recv(socket.as_raw_fd(), start, len, 0) });
     if let Some(n) = moved.some() {
         // SAFETY: the kernel has initialised the first `n` bytes of the spare room.
         unsafe { bytes.set_len(bytes.len() + n) };
@@ -289,9 +282,9 @@ pub fn recv(socket: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> Moved {
 /// Fails as send(2) does.
 #[inline(always)]
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> Moved {
-    let (fd, start, len) = (socket.as_raw_fd(), bytes.as_ptr(), bytes.len());
+    let (start, len) = (bytes.as_ptr().cast(), bytes.len());
     // SAFETY: the pointer is valid for reading `len` bytes.
-    moved(move || unsafe { libc::send(fd, start.cast(), len, NO_SIGNAL) })
+    Moved(unsafe { libc::send(socket.as_raw_fd(), start, len, NO_SIGNAL) })
 }
 
 /// Sends several slices, one after the other, in one call. At most [`MAX_SLICES`] are looked at.
@@ -306,13 +299,6 @@ pub fn send_slices(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result
     message.msg_iovlen = slices.len().min(MAX_SLICES) as _;
     // SAFETY: the header points to slices that outlive the call.
     retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, NO_SIGNAL) })
-}
-
-/// The same as [`retry`], for the calls that are made for each message.
-#[inline(always)]
-fn moved(call: impl Fn() -> libc::ssize_t) -> Moved {
-    let n = call();
-    if n >= 0 { Moved(n) } else { failed(call).into() }
 }
 
 /// Repeats a call while it is interrupted by signals.
