@@ -394,7 +394,7 @@ impl Worker {
     fn cut(&self, event_loop: &EventLoop) {
         let context = &self.context;
         for resident in context.registry.select(|core| core.belongs_to(context)) {
-            resident.core().end(event_loop, CloseReason::Stopped);
+            Connection::new(event_loop, resident.core()).end(CloseReason::Stopped);
         }
     }
 

@@ -12,16 +12,12 @@ use std::time::Duration;
 use ruduo_reactor::{EventLoop, Interest, TimerId, Token};
 
 use super::deadlines::Look;
-use super::operation::Operation;
-use super::output::Outgoing;
-use super::reason::CloseReason;
 use super::state::State;
 use super::throttle::{Posted, Throttle};
+use crate::Address;
 use crate::context::Context;
 use crate::limits::Deadlines;
-use crate::metrics;
 use crate::registry::{ConnectionId, Place, Registry};
-use crate::{Address, Buffer, SendError};
 
 /// A connection without its transport and handler.
 pub(crate) struct Core {
@@ -114,16 +110,7 @@ impl Core {
         Rc::ptr_eq(&self.context, context)
     }
 
-    /// Asks the loop to look at the state soon: now, if it is inside our event anyway, otherwise
-    /// at the end of the turn. So what a callback does never takes effect inside it, and all it
-    /// sends leaves together.
-    #[inline]
-    pub(super) fn touch(&self, event_loop: &EventLoop) {
-        if !self.state.is_in_event() {
-            self.schedule(event_loop);
-        }
-    }
-
+    /// Asks the loop to look at the state at the end of the turn.
     #[inline(never)]
     pub(super) fn schedule(&self, event_loop: &EventLoop) {
         if !self.scheduled.replace(true) {
@@ -134,92 +121,12 @@ impl Core {
     pub(super) fn unschedule(&self) {
         self.scheduled.set(false);
     }
-
-    /// Ends the connection for a reason of our own, after the current callback.
-    pub(crate) fn end(&self, event_loop: &EventLoop, reason: CloseReason) {
-        self.state.end(reason);
-        self.touch(event_loop);
-    }
 }
 
 /// As log lines name it.
 impl fmt::Display for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "connection {} to {}", self.id, self.peer())
-    }
-}
-
-/// Sending.
-impl Core {
-    /// Queues output.
-    pub(super) fn queue(
-        &self,
-        event_loop: &EventLoop,
-        outgoing: Outgoing<'_>,
-    ) -> Result<(), SendError> {
-        let Context { limits, lender, .. } = &*self.context;
-        self.state.queue(outgoing, limits, lender)?;
-        self.touch(event_loop);
-        Ok(())
-    }
-
-    /// Queues the contents of a buffer by the short way, if it is open: nothing else may wait, here
-    /// or on its way here.
-    #[inline(always)]
-    pub(super) fn queue_first(&self, buffer: &mut Buffer) -> bool {
-        !self.has_outstanding() && self.state.queue_first(buffer, self.context.single)
-    }
-
-    /// Queues output for a caller who gets no error: what cannot be sent is counted, and output
-    /// beyond the limit ends the connection.
-    pub(super) fn queue_or_end(&self, event_loop: &EventLoop, outgoing: Outgoing<'_>) {
-        let len = outgoing.len();
-        match self.queue(event_loop, outgoing) {
-            Ok(()) => {}
-            Err(error) => self.not_sent(event_loop, error, len),
-        }
-    }
-
-    /// What the program sent is not going to leave, and it asked for no answer.
-    #[cold]
-    pub(super) fn not_sent(&self, event_loop: &EventLoop, error: SendError, len: usize) {
-        metrics::add(&self.context.counters.discarded, len);
-        match error {
-            SendError::Closed => {
-                log::debug!("{self}: {len} bytes sent after its end are discarded");
-            }
-            SendError::Full => {
-                let limit = self.context.limits.output;
-                self.end(event_loop, CloseReason::OutputFull { limit });
-            }
-        }
-    }
-
-    /// Carries out what a handle has asked for.
-    pub(super) fn perform(&self, event_loop: &EventLoop, operation: Operation) {
-        match operation {
-            Operation::Send(payload) => {
-                payload.with_outgoing(|outgoing| self.queue_or_end(event_loop, outgoing));
-                // Even if nothing was queued: input may have been held back while this was on its
-                // way.
-                self.touch(event_loop);
-            }
-            Operation::Shutdown => {
-                self.state.shutdown();
-                self.touch(event_loop);
-            }
-            Operation::Close => self.end(event_loop, CloseReason::Closed),
-            Operation::Reset => self.end(event_loop, CloseReason::Reset),
-            Operation::Pause => {
-                metrics::add(&self.context.counters.paused_by_program, 1);
-                self.state.pause();
-                self.touch(event_loop);
-            }
-            Operation::Resume => {
-                self.state.resume();
-                self.touch(event_loop);
-            }
-        }
     }
 }
 

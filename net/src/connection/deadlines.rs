@@ -25,6 +25,7 @@ use ruduo_reactor::{EventLoop, TimerId};
 use super::core::{Core, Timers};
 use super::reason::CloseReason;
 use super::state::Await;
+use crate::Connection;
 use crate::limits::Deadlines;
 use crate::registry::Registry;
 
@@ -175,7 +176,7 @@ impl Core {
         let since = since.unwrap_or((now, progress));
         let left = deadline.saturating_sub(now - since.0);
         if left.is_zero() && look.is_last {
-            return self.end(event_loop, deadlines.reason(awaited));
+            return Connection::new(event_loop, self).end(deadlines.reason(awaited));
         }
         let ahead = step(deadline).min(left);
         let timer = self.look_after(event_loop, ahead);

@@ -100,7 +100,7 @@ impl ConnectionHandle {
             if core.has_outstanding() {
                 return None;
             }
-            Some(core.queue(event_loop, Outgoing::Buffer(buffer)))
+            Some(Connection::new(event_loop, core).queue(Outgoing::Buffer(buffer)))
         });
         match queued.flatten() {
             Some(outcome) => outcome,
@@ -187,13 +187,14 @@ impl ConnectionHandle {
                 return Err(SendError::Closed);
             };
             let core = resident.core();
+            let conn = Connection::new(event_loop, core);
             let queues = core.has_outstanding();
             match operation.take_if(|operation| !(queues && operation.is_in_order())) {
                 Some(Operation::Send(payload)) => {
-                    payload.with_outgoing(|outgoing| core.queue(event_loop, outgoing))
+                    payload.with_outgoing(|outgoing| conn.queue(outgoing))
                 }
                 Some(other) => {
-                    core.perform(event_loop, other);
+                    conn.perform(other);
                     Ok(())
                 }
                 None => Ok(()),
@@ -215,7 +216,7 @@ impl ConnectionHandle {
             // It has arrived: what the loop does from here on no longer has to queue behind it.
             drop(outstanding);
             if let Some(resident) = event_loop.local::<Registry>().get(place) {
-                resident.core().perform(event_loop, operation);
+                Connection::new(event_loop, resident.core()).perform(operation);
             }
         };
         self.event_loop.post(task).map_err(|_| SendError::Closed)?;

@@ -84,12 +84,19 @@ use crate::{Address, Buffer, ConnectionId, DecodeError};
 pub struct Connection<'l> {
     event_loop: &'l EventLoop,
     core: &'l Core,
+    /// It is one of the connection's own events that calls: what the callback leaves to be done is
+    /// looked at right after it.
+    in_event: bool,
 }
 
 impl<'l> Connection<'l> {
-    #[inline]
     pub(crate) fn new(event_loop: &'l EventLoop, core: &'l Core) -> Connection<'l> {
-        Connection { event_loop, core }
+        Connection { event_loop, core, in_event: false }
+    }
+
+    #[inline(always)]
+    fn in_event(event_loop: &'l EventLoop, core: &'l Core) -> Connection<'l> {
+        Connection { event_loop, core, in_event: true }
     }
 
     pub(crate) fn context(&self) -> &'l Rc<Context> {
@@ -139,27 +146,27 @@ impl<'l> Connection<'l> {
     /// [`CloseReason::OutputFull`]. [`try_send`](Connection::try_send) tells.
     #[inline]
     pub fn send(&self, bytes: impl AsRef<[u8]>) {
-        self.queue(Outgoing::Bytes(bytes.as_ref()));
+        self.queue_in_order(Outgoing::Bytes(bytes.as_ref()));
     }
 
     /// Sends what is in `buffer` and leaves it empty. Bytes that are many, or all that there is to
     /// send, are not copied: their storage moves.
     #[inline(always)]
     pub fn send_buffer(&self, buffer: &mut Buffer) {
-        if !self.core.queue_first(buffer) {
-            self.queue(Outgoing::Buffer(buffer));
+        if !self.queue_first(buffer) {
+            self.queue_in_order(Outgoing::Buffer(buffer));
         }
     }
 
     /// Sends bytes that other connections send too: what is large (4 KiB or more) is not copied.
     pub fn send_shared(&self, bytes: Arc<[u8]>) {
-        self.queue(Outgoing::Shared(bytes));
+        self.queue_in_order(Outgoing::Shared(bytes));
     }
 
     /// Sends `len` bytes of `file` from `offset` on, without reading them into this process. If
     /// the file turns out shorter, the connection closes with [`CloseReason::WriteFailed`].
     pub fn send_file(&self, file: File, offset: u64, len: u64) {
-        self.queue(Outgoing::File(FileRange { file, offset, len }));
+        self.queue_in_order(Outgoing::File(FileRange { file, offset, len }));
     }
 
     /// Like [`send`](Connection::send), but says when it can't, and then has no effect.
@@ -172,16 +179,16 @@ impl<'l> Connection<'l> {
         if self.core.has_outstanding() {
             return self.handle().send(bytes);
         }
-        self.core.queue(self.event_loop, Outgoing::Bytes(bytes))
+        self.queue(Outgoing::Bytes(bytes))
     }
 
     #[inline(never)]
-    fn queue(&self, outgoing: Outgoing<'_>) {
+    fn queue_in_order(&self, outgoing: Outgoing<'_>) {
         if self.core.has_outstanding() {
             // What other threads sent before this leaves before this.
             self.in_order(Operation::Send(Payload::from(outgoing)));
         } else {
-            self.core.queue_or_end(self.event_loop, outgoing);
+            self.queue_or_end(outgoing);
         }
     }
 
@@ -236,7 +243,7 @@ impl<'l> Connection<'l> {
         input.clear();
         let reason = CloseReason::Rejected(error.behind(start));
         state.reject(reason, &self.core.context.lender);
-        self.core.touch(self.event_loop);
+        self.touch();
     }
 
     /// Why the input was refused, by [`reject`](Connection::reject) or by a codec. All that a codec
@@ -264,12 +271,12 @@ impl<'l> Connection<'l> {
 
     /// Closes now. Output not yet sent is dropped; unread input makes the kernel send a reset.
     pub fn close(&self) {
-        self.core.perform(self.event_loop, Operation::Close);
+        self.perform(Operation::Close);
     }
 
     /// Closes now, with a reset (RST) on purpose.
     pub fn reset(&self) {
-        self.core.perform(self.event_loop, Operation::Reset);
+        self.perform(Operation::Reset);
     }
 
     /// Stops receiving, until [`resume_reading`](Connection::resume_reading) has been called as
@@ -278,7 +285,7 @@ impl<'l> Connection<'l> {
     /// [`linger`](crate::Server::linger): then the connection ends, and what the peer sent last is
     /// lost.
     pub fn pause_reading(&self) {
-        self.core.perform(self.event_loop, Operation::Pause);
+        self.perform(Operation::Pause);
     }
 
     /// Ends one pause. Input that the handler left is delivered again, at the end of the turn.
@@ -407,12 +414,12 @@ impl<'l> Connection<'l> {
     /// Carries out an operation, after those that handles have posted.
     fn in_order(&self, operation: Operation) {
         if !self.core.has_outstanding() {
-            self.core.perform(self.event_loop, operation);
+            self.perform(operation);
             return;
         }
         let len = operation.len();
         if let Err(error) = self.handle().post(operation) {
-            self.core.not_sent(self.event_loop, error, len);
+            self.not_sent(error, len);
         }
     }
 }

@@ -83,12 +83,12 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         let what = format_args!("the factory of a handler for {}", self.core);
         match event_loop.isolate(what, || make_handler(&conn)) {
             Ok(handler) => *self.handler.borrow_mut() = Some(handler),
-            Err(_) => self.core.end(event_loop, CloseReason::Panicked),
+            Err(_) => conn.end(CloseReason::Panicked),
         }
         self.enter(event_loop, "on_connect", |handler, conn| handler.on_connect(conn));
         self.core.watch_peer(event_loop);
         if !self.core.state.is_quiet() {
-            self.core.touch(event_loop);
+            conn.touch();
         }
     }
 
@@ -105,7 +105,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
             }
         };
         if event_loop.isolate(format_args!("{what} of {}", self.core), call).is_err() {
-            self.core.end(event_loop, CloseReason::Panicked);
+            conn.end(CloseReason::Panicked);
         }
         // Here, for it takes this callback's place in the order of operations.
         let rejected = self.core.state.take_rejection();
@@ -122,8 +122,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         event_loop: &EventLoop,
         steps_1_and_2: impl FnOnce(&mut H, &Connection<'_>) -> bool,
     ) {
-        let conn = Connection::new(event_loop, &self.core);
-        self.core.state.enter_event();
+        let conn = Connection::in_event(event_loop, &self.core);
         let over = match &mut *self.handler.borrow_mut() {
             Some(handler) => {
                 let drained = steps_1_and_2(handler, &conn);
@@ -135,7 +134,6 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         if over {
             self.tear_down(&conn);
         }
-        self.core.state.leave_event();
     }
 
     /// Steps 1 and 2 when there is more to an event than data: room to write, an error, a hang-up.

@@ -29,7 +29,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
                 None => return self.discard_input(),
             }
         };
-        let moved = self.transport.recv(core.socket(), input.storage_mut());
+        let bytes = input.storage_mut();
+        let moved = self.transport.recv(core.socket(), bytes);
         if let Some(n) = moved.some() {
             core.received.set(core.received.get() + n as u64);
             metrics::add(&counters.received, n);
@@ -70,7 +71,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
             return false;
         }
         let mut input = lender.lend();
-        let moved = self.transport.recv(core.socket(), input.storage_mut());
+        let bytes = input.storage_mut();
+        let moved = self.transport.recv(core.socket(), bytes);
         if let Some(n) = moved.some() {
             core.received.set(core.received.get() + n as u64);
             metrics::add(&counters.received, n);
@@ -117,7 +119,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         let posted = self.core.posted_bytes();
         self.core.state.keep_input(rest, limits, posted);
         if full && conn.wants_input() {
-            self.core.end(conn.event_loop(), CloseReason::InputFull { limit: limits.input });
+            conn.end(CloseReason::InputFull { limit: limits.input });
         }
     }
 

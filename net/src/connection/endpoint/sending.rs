@@ -22,7 +22,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     pub(super) fn flush_single(&self) -> bool {
         let state = &self.core.state;
         let Context { lender, counters, .. } = &*self.core.context;
-        let single = state.take_single();
+        let Some(single) = state.take_single() else { return false };
         let bytes = single.readable();
         let offered = bytes.len();
         let moved = self.transport.send(self.core.socket(), bytes);

@@ -82,8 +82,6 @@ bitflags! {
         const SEVERAL = 1 << 18;
         /// The handler has left some of its input.
         const LEFT = 1 << 19;
-        /// The loop is inside one of this connection's events, and will look at the rest after it.
-        const IN_EVENT = 1 << 20;
 
         const READ_OVER = Self::EOF_TOLD.bits() | Self::READ_FAILED.bits();
         const WRITE_OVER = Self::FIN_SENT.bits() | Self::WRITE_FAILED.bits();
@@ -154,22 +152,6 @@ impl State {
     /// Just open: nothing to send, tell or wait for but input, and no end in sight.
     #[inline(always)]
     pub(crate) fn is_quiet(&self) -> bool {
-        (self.status.get() - (Status::LEFT | Status::IN_EVENT)).is_empty()
-    }
-
-    /// An event begins: what the program does until it ends is looked at then.
-    #[inline(always)]
-    pub(crate) fn enter_event(&self) {
-        self.insert(Status::IN_EVENT);
-    }
-
-    #[inline(always)]
-    pub(crate) fn leave_event(&self) {
-        self.remove(Status::IN_EVENT);
-    }
-
-    #[inline(always)]
-    pub(crate) fn is_in_event(&self) -> bool {
-        self.is(Status::IN_EVENT)
+        (self.status.get() - Status::LEFT).is_empty()
     }
 }

@@ -5,11 +5,11 @@ use crate::Buffer;
 use crate::limits::Limits;
 
 impl State {
-    /// Whether it is just open and in an event, and the handler has left nothing to which new bytes
-    /// would have to be added.
+    /// Whether it is just open, and the handler has left nothing to which new bytes would have to be
+    /// added.
     #[inline(always)]
     pub(crate) fn is_untouched(&self) -> bool {
-        self.status.get() == Status::IN_EVENT
+        self.status.get().is_empty()
     }
 
     /// Before a receive: what the handler has left. `None` if nothing is to be received now. What

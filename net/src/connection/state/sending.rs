@@ -28,14 +28,14 @@ impl State {
         })
     }
 
-    /// The short way: queues a buffer as it is, in an event in which nothing is unusual. False if
-    /// this is no such event, or if the buffer takes more memory than `most`.
+    /// The short way: queues a buffer as it is, if nothing is unusual. False if something is, or if
+    /// the buffer takes more memory than `most`.
     #[inline(always)]
     pub(crate) fn queue_first(&self, buffer: &mut Buffer, most: usize) -> bool {
         let open = self.is_untouched() && !buffer.is_empty() && buffer.capacity() <= most;
         if open {
             self.put_single(std::mem::take(buffer));
-            self.status.set(Status::IN_EVENT | Status::PENDING);
+            self.status.set(Status::PENDING);
         }
         open
     }
@@ -55,9 +55,11 @@ impl State {
     }
 
     /// Takes the output, which is one piece, out for a flush. `all_sent` or `put_single` follows.
+    /// `None` if there is nothing to send.
     #[inline(always)]
-    pub(crate) fn take_single(&self) -> Buffer {
-        self.tail.take()
+    pub(crate) fn take_single(&self) -> Option<Buffer> {
+        let single = self.tail.take();
+        single.has_storage().then_some(single)
     }
 
     /// Puts one piece of output into its place, which is empty.
@@ -87,7 +89,7 @@ impl State {
     /// answer.
     #[inline(always)]
     pub(crate) fn has_only_output(&self) -> bool {
-        self.status.get() == Status::IN_EVENT | Status::PENDING
+        self.status.get() == Status::PENDING
     }
 
     /// Whether the output is one piece.

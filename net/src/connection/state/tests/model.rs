@@ -227,7 +227,6 @@ impl World {
             return;
         }
         self.watched = self.wants != (false, false);
-        self.state.enter_event();
         let mut drained = false;
         if self.state.is_blocked() && (write || gone) {
             self.state.unblock();
@@ -238,7 +237,6 @@ impl World {
             self.hung_up();
         }
         self.settle(drained);
-        self.state.leave_event();
     }
 
     fn receive(&mut self) -> bool {
@@ -315,7 +313,7 @@ impl World {
             self.taken += n;
             self.room -= n;
             if n == offered.len() && self.state.has_only_output() {
-                self.lender.give_back(self.state.take_single());
+                self.lender.give_back(self.state.take_single().unwrap());
                 self.state.all_sent(n);
                 return true;
             }
@@ -378,12 +376,10 @@ impl World {
         if self.ended || !std::mem::take(&mut self.scheduled) {
             return;
         }
-        self.state.enter_event();
         if let Some(input) = self.state.begin_delivery(&LIMITS, 0) {
             self.deliver(input);
         }
         self.settle(false);
-        self.state.leave_event();
     }
 
     // The account.
