@@ -2,7 +2,7 @@
 //!
 //! `EINTR` is dealt with here, once for all callers: the call is made again, for on a non-blocking
 //! descriptor it is short, and no caller could do anything else. Only [`recv`] and [`send`], which
-//! are called for each message, leave that to the poller.
+//! are called for each message, leave that to a caller who comes back anyway.
 
 use std::io::{self, IoSlice};
 use std::mem;
@@ -247,14 +247,10 @@ impl Moved {
     /// The number of bytes, or the error.
     ///
     /// # Errors
-    /// That of the call. One that a signal has interrupted has moved nothing and is `WouldBlock`:
-    /// the poller says again that the socket is ready, for it is level-triggered.
+    /// That of the call; `Interrupted` too, when it has moved nothing and may be made again.
     #[cold]
     pub fn into_result(self) -> io::Result<usize> {
-        usize::try_from(self.0).map_err(|_| match io::Error::last_os_error() {
-            e if e.kind() == io::ErrorKind::Interrupted => io::ErrorKind::WouldBlock.into(),
-            e => e,
-        })
+        usize::try_from(self.0).map_err(|_| io::Error::last_os_error())
     }
 }
 

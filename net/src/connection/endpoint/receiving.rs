@@ -1,6 +1,6 @@
 //! From the socket to the handler: receives into a lent buffer, delivers, and keeps what is left.
 
-use std::io;
+use std::io::{self, ErrorKind};
 
 use nix::sys::socket::{getsockopt, sockopt};
 
@@ -92,7 +92,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         state.keep_input(lender.trim(input), limits, self.core.posted_bytes());
         match outcome {
             Ok(_) => state.peer_eof(),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            // The poller tells again if there is something.
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(e) => state.read_failed(e, lender),
         }
     }
@@ -131,7 +132,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
             // Nothing is left to read that would tell the reason.
             let error = match getsockopt(&self.core.socket(), sockopt::SocketError) {
                 Ok(errno) if errno != 0 => io::Error::from_raw_os_error(errno),
-                _ => io::ErrorKind::ConnectionReset.into(),
+                _ => ErrorKind::ConnectionReset.into(),
             };
             state.read_failed(error, lender);
         } else {

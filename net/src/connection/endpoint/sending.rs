@@ -1,6 +1,6 @@
 //! From the output to the socket: one system call, with as much as may be offered at once.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 
 use super::Endpoint;
@@ -51,10 +51,12 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
                 metrics::add(&counters.sent, n);
                 return state.wrote(n, offered, lender);
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => state.would_block(lender),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => state.would_block(lender),
+            // There may be room. What could not be asked is asked again at the end of the turn.
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
             // The file is too short. That is our fault, and the peer waits for a rest that does not
             // exist.
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(e) if e.kind() == ErrorKind::UnexpectedEof => {
                 state.end(CloseReason::WriteFailed(e));
             }
             Err(e) => state.write_failed(e, lender),
