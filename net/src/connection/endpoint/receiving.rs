@@ -20,9 +20,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     #[inline(always)]
     pub(super) fn receive(&self, handler: &mut H, conn: &Connection<'_>) -> bool {
         let core = &self.core;
-        let Context { lender, counters, .. } = &*core.context;
         let mut input = if core.state.is_untouched() {
-            lender.lend()
+            core.context.lender.lend()
         } else {
             match self.take_input() {
                 Some(input) => input,
@@ -33,7 +32,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         let moved = self.transport.recv(core.socket(), bytes);
         if let Some(n) = moved.some() {
             core.received.set(core.received.get() + n as u64);
-            metrics::add(&counters.received, n);
+            metrics::add(&core.context.counters.received, n);
             self.deliver(handler, conn, input);
         } else {
             self.received_nothing(input, moved.into_result());

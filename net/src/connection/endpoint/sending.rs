@@ -21,12 +21,12 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     #[inline(always)]
     pub(super) fn flush_single(&self) -> bool {
         let state = &self.core.state;
-        let Context { lender, counters, .. } = &*self.core.context;
         let Some(single) = state.take_single() else { return false };
         let bytes = single.readable();
         let offered = bytes.len();
         let moved = self.transport.send(self.core.socket(), bytes);
         if moved.is(offered) {
+            let Context { lender, counters, .. } = &*self.core.context;
             metrics::add(&counters.sent, offered);
             state.all_sent(offered);
             lender.give_back(single);
