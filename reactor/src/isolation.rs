@@ -38,7 +38,7 @@ impl EventLoop {
     /// # Errors
     /// [`Panicked`] if it panicked.
     pub fn isolate<R>(&self, what: impl Display, f: impl FnOnce() -> R) -> Result<R, Panicked> {
-        let Some(stopwatch) = self.stopwatch() else { return self.catch(&what, f) };
+        let Some(stopwatch) = self.stopwatch() else { return self.catch(what, f) };
         let inner = stopwatch.begin_inner();
         let outcome = self.catch(&what, f);
         stopwatch.end_inner(inner, || what.to_string());
@@ -49,7 +49,7 @@ impl EventLoop {
     #[inline(always)]
     pub(crate) fn catch<R>(
         &self,
-        what: &dyn Display,
+        what: impl Display,
         f: impl FnOnce() -> R,
     ) -> Result<R, Panicked> {
         // Cells of the loop are never borrowed while user code runs, so none is left half done.
@@ -58,7 +58,7 @@ impl EventLoop {
     }
 
     #[cold]
-    fn caught(&self, what: &dyn Display, payload: Box<dyn Any + Send>) -> Panicked {
+    fn caught(&self, what: impl Display, payload: Box<dyn Any + Send>) -> Panicked {
         self.count_panic();
         log::error!("{what} panicked: {}", message(&*payload));
         if self.panic_policy() == PanicPolicy::Abort {

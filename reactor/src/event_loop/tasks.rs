@@ -8,7 +8,6 @@
 //! A phase runs the tasks that were there when it began, and no more of them than a turn has time
 //! for. So neither a task that posts itself again nor a flood of them keeps the events waiting.
 
-use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 use super::{Agenda, Dead, EventLoop, KEEP_CAPACITY};
@@ -40,10 +39,7 @@ impl EventLoop {
 
     fn call_signal_handlers(&self) {
         let arrived = self.signals.take_arrived();
-        let next = Cell::new(0);
-        let call_next = || {
-            let Some(id) = arrived.get(next.get()).copied() else { return false };
-            next.set(next.get() + 1);
+        let call = |id| {
             if let Some((signal, mut handler)) = self.signals.start(id) {
                 handler(self, signal);
                 self.lap(|| format!("the handler of {signal}"));
@@ -51,12 +47,9 @@ impl EventLoop {
                     self.bury(Dead::Signal(removed));
                 }
             }
-            true
         };
-        self.each("a signal handler", call_next, || {
-            if let Some(culprit) = arrived.get(next.get() - 1) {
-                self.remove_signal(*culprit);
-            }
+        self.each("a signal handler", arrived.iter().copied(), call, |culprit| {
+            self.remove_signal(culprit);
         });
     }
 
@@ -80,23 +73,22 @@ impl EventLoop {
     pub(super) fn run_some(&self, count: usize) -> usize {
         let count = count.min(MAX_TASKS);
         // A single task needs no clock.
-        let clock = RefCell::new((count > 1).then(TaskClock::start));
-        let go_on = || clock.borrow_mut().as_mut().is_some_and(TaskClock::has_time);
-        let done = Cell::new(0);
-        let run_next = || {
-            if done.get() == count || (done.get() > 0 && !go_on()) {
+        let mut clock = (count > 1).then(TaskClock::start);
+        let mut done = 0;
+        self.repeat("a task", || {
+            let goes_on = done == 0 || clock.as_mut().is_some_and(TaskClock::has_time);
+            if done == count || !goes_on {
                 return false;
             }
-            done.set(done.get() + 1);
+            done += 1;
             let task = self.tasks.borrow_mut().pop_front();
             let Some(task) = task else { return false };
             task.run(self);
             self.lap(|| "a task".to_owned());
             true
-        };
-        self.each("a task", run_next, || {});
-        metrics::add(&self.counts.tasks, done.get());
-        done.get()
+        });
+        metrics::add(&self.counts.tasks, done);
+        done
     }
 
     /// Gives the memory of a burst of tasks back when the burst is over: when few tasks were

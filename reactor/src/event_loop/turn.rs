@@ -21,7 +21,6 @@
 //! `inline(always)` is on what every turn does, and `inline(never)` on what only some turns do: so
 //! the code of the usual turn is short and in one piece.
 
-use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -113,21 +112,13 @@ impl EventLoop {
     #[inline(always)]
     fn wait(&self, events: &mut Events) -> io::Result<bool> {
         self.check_forked()?;
-        let outcome = match self.agenda.get() {
-            agenda if agenda.is_empty() => self.sleep(events, None),
+        match self.agenda.get() {
+            agenda if agenda.is_empty() => self.sleep(events, None)?,
             agenda if agenda.contains(Agenda::QUIT) => return Ok(false),
-            agenda => self.wait_by(agenda, events),
-        };
-        outcome.map_err(|e| {
-            let kind = self.poller_kind();
-            io::Error::new(e.kind(), format!("waiting for events by {kind}: {e}"))
-        })?;
-        if let Some(stopwatch) = &self.stopwatch {
-            stopwatch.begin();
+            agenda => self.wait_by(agenda, events)?,
         }
         self.now.set(None);
         metrics::add(&self.counts.turns, 1);
-        metrics::add(&self.counts.events, events.len());
         Ok(true)
     }
 
@@ -136,7 +127,7 @@ impl EventLoop {
     fn sleep(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         let inbox = &self.handle.shared().inbox;
         let timeout = if inbox.fall_asleep() { timeout } else { Some(Duration::ZERO) };
-        let outcome = self.poller.wait(events, timeout);
+        let outcome = self.poll(events, timeout);
         inbox.wake_up();
         outcome
     }
@@ -148,7 +139,7 @@ impl EventLoop {
             return Ok(());
         }
         match self.timeout() {
-            Some(Duration::ZERO) => self.poller.wait(events, Some(Duration::ZERO)),
+            Some(Duration::ZERO) => self.poll(events, Some(Duration::ZERO)),
             timeout => self.sleep(events, timeout),
         }
     }
@@ -162,7 +153,7 @@ impl EventLoop {
         let start = Instant::now();
         let (most, timeout) = (self.settings.busy_poll, self.timeout().unwrap_or(Duration::MAX));
         loop {
-            self.poller.wait(events, Some(Duration::ZERO))?;
+            self.poll(events, Some(Duration::ZERO))?;
             if !events.is_empty() || self.handle.shared().inbox.is_pending() {
                 return Ok(true);
             }
@@ -171,6 +162,14 @@ impl EventLoop {
                 return Ok(spent >= timeout);
             }
         }
+    }
+
+    #[inline(always)]
+    fn poll(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+        self.poller.wait(events, timeout).map_err(|e| {
+            let kind = self.poller_kind();
+            io::Error::new(e.kind(), format!("waiting for events by {kind}: {e}"))
+        })
     }
 
     /// How long the wait may last. Timers are the only reason to wake up by time, so a loop
@@ -184,41 +183,30 @@ impl EventLoop {
     }
 
     /// Calls the channels of a batch of events, in the kernel's order.
+    #[inline(always)]
     fn dispatch(&self, events: &Events) {
-        let next = Cell::new(0);
-        let deliver_rest = || {
-            match &self.stopwatch {
-                None => self.deliver_rest(events, &next),
-                Some(stopwatch) => self.deliver_rest_timed(events, &next, stopwatch),
-            }
-            false
-        };
-        self.each("the handler of an event", deliver_rest, || {
-            if let Some(culprit) = events.iter_from(next.get() - 1).next() {
-                self.tell_of_panic(culprit.token);
-            }
-        });
-    }
-
-    /// A function of its own: within the closure that is guarded against panics, the compiler would
-    /// keep all variables in memory, and not `next` alone.
-    #[inline(never)]
-    fn deliver_rest(&self, events: &Events, next: &Cell<usize>) {
-        for event in events.iter_from(next.get()) {
-            next.set(next.get() + 1);
-            self.deliver(event);
+        match &self.stopwatch {
+            None => self.deliver_each(events, |event| self.deliver(event)),
+            Some(stopwatch) => self.dispatch_timed(events, stopwatch),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn deliver_rest_timed(&self, events: &Events, next: &Cell<usize>, stopwatch: &Stopwatch) {
-        for event in events.iter_from(next.get()) {
-            next.set(next.get() + 1);
+    fn dispatch_timed(&self, events: &Events, stopwatch: &Stopwatch) {
+        stopwatch.begin();
+        self.deliver_each(events, |event| {
             let source = self.channels.get(event.token);
             self.deliver(event);
             stopwatch.lap(|| format!("an event of {}", name(source)));
-        }
+        });
+    }
+
+    #[inline(always)]
+    fn deliver_each(&self, events: &Events, deliver: impl Fn(Event)) {
+        metrics::add(&self.counts.events, events.len());
+        let what = "the handler of an event";
+        self.each(what, events.iter(), deliver, |culprit| self.tell_of_panic(culprit.token));
     }
 
     #[inline(always)]
@@ -230,6 +218,7 @@ impl EventLoop {
     }
 
     /// An event that is not, or not only, what a channel waits for.
+    #[cold]
     #[inline(never)]
     fn deliver_unasked(&self, event: Event) {
         if event.token == WAKER {
@@ -264,10 +253,7 @@ impl EventLoop {
         // After the I/O callbacks the time of the turn may be old.
         let now = self.clock();
         let due = self.timers.begin_batch(now);
-        let next = Cell::new(0);
-        let fire_next = || {
-            let Some(id) = due.get(next.get()).copied() else { return false };
-            next.set(next.get() + 1);
+        let fire = |id| {
             match self.timers.start(id) {
                 None => {}
                 Some(Timer::Once(callback)) => {
@@ -286,12 +272,9 @@ impl EventLoop {
                 }
             }
             self.lap(|| "a timer".to_owned());
-            true
         };
-        self.each("a timer", fire_next, || {
-            if let Some(culprit) = due.get(next.get() - 1) {
-                self.cancel(*culprit);
-            }
+        self.each("a timer", due.iter().copied(), fire, |culprit| {
+            self.cancel(culprit);
         });
         self.timers.end_batch(due);
     }
@@ -307,23 +290,16 @@ impl EventLoop {
     #[inline(never)]
     fn call_turn_ends_now(&self) {
         let mut tokens = self.at_turn_end.take();
-        let next = Cell::new(0);
-        let call_next = || {
-            let Some(token) = tokens.get(next.get()).copied() else { return false };
-            next.set(next.get() + 1);
+        let call = |token| {
             if let Some((source, registration)) = self.channels.get(token) {
                 source.on_turn_end(self, token);
                 self.lap(|| {
                     format!("the end of a turn for {}", name(Some((source, registration))))
                 });
             }
-            true
         };
-        self.each("the handler of an end of turn", call_next, || {
-            if let Some(culprit) = tokens.get(next.get() - 1) {
-                self.tell_of_panic(*culprit);
-            }
-        });
+        let what = "the handler of an end of turn";
+        self.each(what, tokens.iter().copied(), call, |culprit| self.tell_of_panic(culprit));
         // Keep the memory for the next turn, unless this phase has begun a new list.
         tokens.clear();
         tokens.shrink_to(KEEP_CAPACITY);
@@ -342,26 +318,50 @@ impl EventLoop {
 
     #[inline(never)]
     fn drop_dead_now(&self) {
-        let drop_next = || {
+        let what = "the drop of a value";
+        self.repeat(what, || {
             let dead = self.graveyard.borrow_mut().pop();
             let found = dead.is_some();
             drop(dead);
-            self.lap(|| "the drop of a value".to_owned());
+            self.lap(|| what.to_owned());
             found
-        };
-        self.each("the drop of a value", drop_next, || {});
+        });
         self.graveyard.borrow_mut().shrink_to(KEEP_CAPACITY);
         if self.channels.is_burst_over() {
             sys::memory::give_back();
         }
     }
 
-    /// Takes steps until one returns false. A panic ends only the step it happens in;
-    /// `after_panic` cleans up after it.
-    pub(super) fn each(&self, what: &str, step: impl Fn() -> bool, after_panic: impl Fn()) {
-        while self.catch(&what, || while step() {}).is_err() {
+    /// Calls `f` for each of `items`. A panic ends only the call that it happens in; `after_panic`
+    /// cleans up after it.
+    #[inline(always)]
+    pub(super) fn each<I: Iterator + Clone>(
+        &self,
+        what: &str,
+        items: I,
+        f: impl Fn(I::Item),
+        after_panic: impl Fn(I::Item),
+    ) {
+        let mut rest = items;
+        let call_rest = |rest: &mut I| {
+            // An item is the first of the rest until its call has returned.
+            while let Some(item) = rest.clone().next() {
+                f(item);
+                rest.next();
+            }
+        };
+        while self.catch(what, || call_rest(&mut rest)).is_err() {
             self.lap(|| what.to_owned());
-            after_panic();
+            if let Some(culprit) = rest.next() {
+                after_panic(culprit);
+            }
+        }
+    }
+
+    /// Repeats `step` until it returns false. A panic ends only the step that it happens in.
+    pub(super) fn repeat(&self, what: &str, mut step: impl FnMut() -> bool) {
+        while self.catch(what, || while step() {}).is_err() {
+            self.lap(|| what.to_owned());
         }
     }
 

@@ -133,12 +133,8 @@ impl Events {
     }
 
     /// The events of the last wait, in the kernel's order.
-    pub fn iter(&self) -> impl Iterator<Item = Event> + '_ {
-        self.iter_from(0)
-    }
-
-    pub(crate) fn iter_from(&self, first: usize) -> impl Iterator<Item = Event> + '_ {
-        self.list[first..].iter().map(|raw| Event {
+    pub fn iter(&self) -> impl Iterator<Item = Event> + Clone + '_ {
+        self.list.iter().map(|raw| Event {
             token: Token(raw.u64),
             // The bits of `Ready` are those of epoll; others were never asked for.
             ready: Ready::from_bits_truncate(raw.events as u8),
