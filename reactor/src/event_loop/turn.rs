@@ -69,7 +69,8 @@ impl EventLoop {
         self.collect_incoming();
         while self.wait(&mut events)? {
             self.dispatch(&events);
-            if !self.agenda.get().is_empty() || self.handle.shared().inbox.is_pending() {
+            let more = self.agenda.get().intersects(Agenda::WORK | Agenda::TIMERS);
+            if more || self.handle.shared().inbox.is_pending() {
                 self.rest_of_turn()?;
             }
         }
@@ -175,8 +176,12 @@ impl EventLoop {
     /// How long the wait may last. Timers are the only reason to wake up by time, so a loop
     /// without them sleeps until something happens.
     fn timeout(&self) -> Option<Duration> {
-        if self.agenda.get().contains(Agenda::WORK) {
+        let agenda = self.agenda.get();
+        if agenda.contains(Agenda::WORK) {
             return Some(Duration::ZERO);
+        }
+        if !agenda.contains(Agenda::TIMERS) {
+            return None;
         }
         let expiry = self.timers.next_expiry()?;
         Some(Duration::from_nanos(expiry.saturating_sub(self.clock())))
