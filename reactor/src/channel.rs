@@ -198,13 +198,14 @@ impl Channels {
         (entry.token == token).then(|| (Rc::clone(&entry.source), entry.registration))
     }
 
-    /// The source, if the event is one that it waits for and nothing more: the common case.
+    /// The source, if the event is all that it waits for and nothing more: the common case.
     #[inline(always)]
     pub(crate) fn get_waiting(&self, event: Event) -> Option<Rc<dyn Source>> {
         // Cheaper than `borrow`, which counts its borrowers.
         let slab = self.slab.borrow_mut();
         let entry = slab.get(event.token.index())?;
-        let found = entry.token == event.token && entry.registration.interest.covers(event.ready);
+        let found =
+            entry.token == event.token && entry.registration.interest.asked() == event.ready;
         found.then(|| Rc::clone(&entry.source))
     }
 

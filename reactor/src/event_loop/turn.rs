@@ -218,21 +218,21 @@ impl EventLoop {
     fn deliver(&self, event: Event) {
         match self.channels.get_waiting(event) {
             Some(source) => source.on_event(self, event),
-            None => self.deliver_unasked(event),
+            None => self.deliver_unusual(event),
         }
     }
 
-    /// An event that is not, or not only, what a channel waits for.
+    /// An event that is not exactly what a channel waits for.
     #[cold]
     #[inline(never)]
-    fn deliver_unasked(&self, event: Event) {
+    fn deliver_unusual(&self, event: Event) {
         if event.token == WAKER {
             return self.woken();
         }
         // Nobody there: it was removed earlier in this batch.
         let Some((source, registration)) = self.channels.get(event.token) else { return };
         let unasked = Ready::ERROR | Ready::HANGUP;
-        let wanted = Ready::from_bits_retain(registration.interest.bits()) | unasked;
+        let wanted = registration.interest.asked() | unasked;
         let ready = event.ready & wanted;
         if ready.is_empty() {
             // Its interest changed earlier in this batch.

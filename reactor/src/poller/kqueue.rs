@@ -241,7 +241,7 @@ impl Table {
             entry.filters = Interest::NONE;
             queue.change(&changes, |_, _| {})?;
         } else if !entry.ended.is_empty() {
-            entry.repeats = Ready::HANGUP | asked(entry.interest & entry.ended);
+            entry.repeats = Ready::HANGUP | (entry.interest & entry.ended).asked();
             self.again.push(fd);
         }
         outcome
@@ -276,7 +276,7 @@ impl Table {
         let direction = direction(told.filter);
         // Not for good: a named pipe gets new writers.
         entry.ended.set(direction, told.end);
-        let mut ready = asked(entry.interest & direction);
+        let mut ready = (entry.interest & direction).asked();
         ready.set(Ready::ERROR, told.error);
         ready.set(Ready::HANGUP, entry.has_hung_up());
         match (entry.mode, entry.interest.is_empty()) {
@@ -386,9 +386,4 @@ fn direction(filter: Filter) -> Interest {
         Filter::Read | Filter::User => Interest::READ,
         Filter::Write => Interest::WRITE,
     }
-}
-
-/// Being ready for what is asked for.
-fn asked(interest: Interest) -> Ready {
-    Ready::from_bits_retain(interest.bits())
 }

@@ -78,10 +78,10 @@ impl Interest {
     /// event by deleting it. The [`EventLoop`](crate::EventLoop) does that itself.
     pub const NONE: Interest = Interest::empty();
 
-    /// Whether nothing in `ready` goes beyond what this interest asks for.
-    #[inline]
-    pub(crate) fn covers(self, ready: Ready) -> bool {
-        ready.bits() & !self.bits() == 0
+    /// Being ready for all that it asks for.
+    #[inline(always)]
+    pub(crate) fn asked(self) -> Ready {
+        Ready::from_bits_retain(self.bits())
     }
 }
 
@@ -136,8 +136,8 @@ impl Events {
     pub fn iter(&self) -> impl Iterator<Item = Event> + Clone + '_ {
         self.list.iter().map(|raw| Event {
             token: Token(raw.u64),
-            // The bits of `Ready` are those of epoll; others were never asked for.
-            ready: Ready::from_bits_truncate(raw.events as u8),
+            // The bits of `Ready` are those of epoll, which reports no others unasked.
+            ready: Ready::from_bits_retain(raw.events as u8),
         })
     }
 
@@ -225,7 +225,7 @@ trait Backend: Send {
         mode: Mode,
     ) -> io::Result<()>;
     fn delete(&self, fd: BorrowedFd<'_>) -> io::Result<()>;
-    /// Replaces the contents of `events`, up to its capacity.
+    /// Replaces the contents of `events`, up to its capacity. After an error they do not matter.
     fn wait(&self, events: &mut Vec<RawEvent>, timeout: Option<Duration>) -> io::Result<()>;
     /// The kinds of notifiers it can make, the best first.
     fn notifier_kinds(&self) -> &'static [NotifierKind];
@@ -313,11 +313,11 @@ impl Poller {
     /// What the kernel says; a correct program meets none.
     pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         match self.backend.wait(&mut events.list, timeout) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {
+            Ok(()) => Ok(()),
+            Err(e) => {
                 events.list.clear();
-                Ok(())
+                if e.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(e) }
             }
-            outcome => outcome,
         }
     }
 

@@ -53,10 +53,8 @@ impl Epoll {
         events: &mut Vec<libc::epoll_event>,
         timeout: Option<Duration>,
     ) -> io::Result<()> {
-        events.clear();
         let count = match timeout {
             None => self.wait_ms(events, -1)?,
-            Some(Duration::ZERO) => self.wait_ms(events, 0)?,
             Some(timeout) => self.wait_timed(events, timeout)?,
         };
         // SAFETY: the kernel initialised the first `count` events, at most the capacity.
@@ -71,6 +69,9 @@ impl Epoll {
         events: &mut Vec<libc::epoll_event>,
         timeout: Duration,
     ) -> io::Result<usize> {
+        if timeout.is_zero() {
+            return self.wait_ms(events, 0);
+        }
         if self.has_pwait2.get() {
             match self.wait_ns(events, timeout) {
                 // Containers with an old seccomp profile answer EPERM for calls they don't know.
@@ -122,8 +123,10 @@ impl Epoll {
     }
 }
 
+/// A capacity that does not fit is cut off: to a smaller one, or one below zero, which the kernel
+/// refuses.
 fn room(events: &Vec<libc::epoll_event>) -> libc::c_int {
-    libc::c_int::try_from(events.capacity()).unwrap_or(libc::c_int::MAX)
+    events.capacity() as libc::c_int
 }
 
 #[cfg(test)]
