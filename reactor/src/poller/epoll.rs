@@ -48,6 +48,7 @@ impl Backend for Epoll {
         self.epoll.ctl(Op::Delete, fd, 0, 0)
     }
 
+    #[inline(always)]
     fn wait(&self, events: &mut Vec<RawEvent>, timeout: Option<Duration>) -> io::Result<()> {
         self.epoll.wait(events, timeout)
     }

@@ -205,11 +205,20 @@ impl fmt::Debug for Events {
 /// ```
 pub struct Poller {
     kind: PollerKind,
-    backend: Box<dyn Backend>,
+    backend: Chosen,
+}
+
+/// The backend that a poller was made with.
+enum Chosen {
+    #[cfg(target_os = "linux")]
+    Epoll(epoll::Epoll),
+    #[cfg(kqueue)]
+    Kqueue(kqueue::Kqueue),
+    Poll(poll::Poll),
 }
 
 /// What a backend does; the contract stands at the top of this file.
-trait Backend: Send {
+trait Backend {
     fn add(
         &self,
         fd: BorrowedFd<'_>,
@@ -249,12 +258,12 @@ impl Poller {
     /// # Errors
     /// `Unsupported` if the system has none; the kernel's, for want of descriptors or memory.
     pub fn with_kind(kind: PollerKind) -> io::Result<Poller> {
-        let backend: Box<dyn Backend> = match kind {
+        let backend = match kind {
             #[cfg(target_os = "linux")]
-            PollerKind::Epoll => Box::new(epoll::Epoll::new()?),
+            PollerKind::Epoll => Chosen::Epoll(epoll::Epoll::new()?),
             #[cfg(kqueue)]
-            PollerKind::Kqueue => Box::new(kqueue::Kqueue::new()?),
-            PollerKind::Poll => Box::new(poll::Poll::default()),
+            PollerKind::Kqueue => Chosen::Kqueue(kqueue::Kqueue::new()?),
+            PollerKind::Poll => Chosen::Poll(poll::Poll::default()),
             #[allow(unreachable_patterns, reason = "Linux with the model of kqueue has them all")]
             _ => return Err(kind.missing()),
         };
@@ -280,7 +289,7 @@ impl Poller {
         interest: Interest,
         mode: Mode,
     ) -> io::Result<()> {
-        self.backend.add(fd.as_fd(), token, interest, mode)
+        self.backend().add(fd.as_fd(), token, interest, mode)
     }
 
     /// Replaces token, interest and mode of a watched descriptor; re-arms a one-shot.
@@ -294,7 +303,7 @@ impl Poller {
         interest: Interest,
         mode: Mode,
     ) -> io::Result<()> {
-        self.backend.modify(fd.as_fd(), token, interest, mode)
+        self.backend().modify(fd.as_fd(), token, interest, mode)
     }
 
     /// Stops watching `fd`. Do this before closing it.
@@ -302,7 +311,7 @@ impl Poller {
     /// # Errors
     /// `NotFound` if it is not watched.
     pub fn delete(&self, fd: impl AsFd) -> io::Result<()> {
-        self.backend.delete(fd.as_fd())
+        self.backend().delete(fd.as_fd())
     }
 
     /// Waits until something is ready, a notifier is used or `timeout` (`None`: for ever) is over,
@@ -311,14 +320,21 @@ impl Poller {
     ///
     /// # Errors
     /// What the kernel says; a correct program meets none.
+    #[inline(always)]
     pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
-        match self.backend.wait(&mut events.list, timeout) {
-            Ok(()) => Ok(()),
-            Err(e) => {
-                events.list.clear();
-                if e.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(e) }
-            }
-        }
+        let list = &mut events.list;
+        // Not by `backend`: a wait is to be a part of the turn of a loop, and not a call.
+        let outcome = match &self.backend {
+            #[cfg(target_os = "linux")]
+            Chosen::Epoll(epoll) => epoll.wait(list, timeout),
+            #[cfg(kqueue)]
+            Chosen::Kqueue(kqueue) => kqueue.wait(list, timeout),
+            Chosen::Poll(poll) => poll.wait(list, timeout),
+        };
+        outcome.or_else(|e| {
+            list.clear();
+            if e.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(e) }
+        })
     }
 
     /// Makes a [`Notifier`], by which any thread can end a wait with an event of this `token`.
@@ -342,7 +358,7 @@ impl Poller {
     /// What this poller can make notifiers of, the best first.
     #[must_use]
     pub fn notifier_kinds(&self) -> &'static [NotifierKind] {
-        self.backend.notifier_kinds()
+        self.backend().notifier_kinds()
     }
 
     pub(crate) fn notifier_of(
@@ -356,7 +372,17 @@ impl Poller {
             let why = format!("no notifier is made of {kind} with {} on this system", self.kind);
             return Err(io::Error::new(io::ErrorKind::Unsupported, why));
         }
-        self.backend.notifier(token, kind)
+        self.backend().notifier(token, kind)
+    }
+
+    fn backend(&self) -> &dyn Backend {
+        match &self.backend {
+            #[cfg(target_os = "linux")]
+            Chosen::Epoll(epoll) => epoll,
+            #[cfg(kqueue)]
+            Chosen::Kqueue(kqueue) => kqueue,
+            Chosen::Poll(poll) => poll,
+        }
     }
 }
 

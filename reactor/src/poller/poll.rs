@@ -104,6 +104,7 @@ impl Backend for Poll {
         self.table.borrow_mut().remove(fd.as_raw_fd())
     }
 
+    #[inline(never)]
     fn wait(&self, events: &mut Vec<RawEvent>, timeout: Option<Duration>) -> io::Result<()> {
         events.clear();
         let closed = self.table.borrow_mut().wait(events, timeout)?;

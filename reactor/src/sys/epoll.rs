@@ -48,6 +48,7 @@ impl Epoll {
     /// `epoll_wait` counts milliseconds, so a finite timeout goes through `epoll_pwait2`, which
     /// counts nanoseconds; on a kernel without it the milliseconds are rounded up, for a wait
     /// that ends early would make the caller spin until its deadline.
+    #[inline(always)]
     pub(crate) fn wait(
         &self,
         events: &mut Vec<libc::epoll_event>,
