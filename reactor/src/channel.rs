@@ -155,16 +155,14 @@ pub(crate) struct Registration {
 }
 
 impl Channels {
-    /// Enters a channel that the poller does not watch yet.
-    pub(crate) fn insert(&self, channel: Channel) -> Token {
-        let token = self.next_token();
+    /// Enters a channel that the poller watches by this token, which is the next one.
+    pub(crate) fn insert(&self, token: Token, channel: Channel) {
         self.generation.set(token.generation());
         let Channel { source, interest, mode } = channel;
-        let registration = Registration { interest, mode, watched: false };
+        let registration = Registration { interest, mode, watched: true };
         let mut slab = self.slab.borrow_mut();
         slab.insert(Entry { source, token, registration });
         self.peak.set(self.peak.get().max(slab.len()));
-        token
     }
 
     /// The token that the next channel gets.
@@ -233,20 +231,26 @@ mod tests {
         Channel::new(fd, Interest::READ, |_, _, _| {})
     }
 
+    fn insert(channels: &Channels, channel: Channel) -> Token {
+        let token = channels.next_token();
+        channels.insert(token, channel);
+        token
+    }
+
     #[test]
     fn a_burst_is_over_once_when_a_quarter_of_it_is_left() {
         let channels = Channels::default();
         let (few, many) = (BURST / 8, BURST);
         let source: Rc<dyn Source> = channel().source;
-        let insert = |n| -> Vec<Token> {
+        let insert_all = |n| -> Vec<Token> {
             let one = || Channel::from_source(source.clone(), Interest::READ);
-            (0..n).map(|_| channels.insert(one())).collect()
+            (0..n).map(|_| insert(&channels, one())).collect()
         };
         let remove = |tokens: Vec<Token>| tokens.into_iter().for_each(|t| drop(channels.remove(t)));
-        remove(insert(few));
+        remove(insert_all(few));
         assert!(!channels.is_burst_over(), "so few are no burst");
 
-        let mut tokens = insert(many);
+        let mut tokens = insert_all(many);
         remove(tokens.split_off(many / 4 + 1));
         assert!(!channels.is_burst_over(), "more than a quarter is left");
         remove(tokens.split_off(many / 4));
@@ -267,11 +271,11 @@ mod tests {
             let channels = Channels::default();
             let mut alive: Vec<(Token, Rc<dyn Source>)> = Vec::new();
             let mut dead = Vec::new();
-            for (insert, which) in steps {
-                if insert || alive.is_empty() {
+            for (inserts, which) in steps {
+                if inserts || alive.is_empty() {
                     let channel = channel();
                     let source = channel.source.clone();
-                    alive.push((channels.insert(channel), source));
+                    alive.push((insert(&channels, channel), source));
                 } else {
                     let (token, _) = alive.swap_remove(which.index(alive.len()));
                     prop_assert!(channels.remove(token).is_some());

@@ -17,24 +17,27 @@ impl EventLoop {
     /// Those of [`Poller::add`](crate::Poller::add); the channel is then dropped. It is an error,
     /// too, if the loop has ended or belongs to the parent of this forked process.
     pub fn register(&self, channel: Channel) -> io::Result<Token> {
-        if let Err(e) = self.check_alive() {
-            self.bury(Dead::Source(channel.source));
-            return Err(e);
-        }
-        let Channel { interest, mode, .. } = channel;
-        let source = Rc::clone(&channel.source);
-        let token = self.channels.insert(channel);
-        match self.poller.add(source.as_fd(), token, interest, mode) {
-            Ok(()) => {
-                self.channels.set(token, Registration { interest, mode, watched: true });
+        match self.watch(&channel) {
+            Ok(token) => {
+                self.channels.insert(token, channel);
                 Ok(token)
             }
             Err(e) => {
-                self.channels.remove(token);
-                self.bury(Dead::Source(source));
-                Err(io::Error::new(e.kind(), format!("watching a descriptor: {e}")))
+                self.bury(Dead::Source(channel.source));
+                Err(e)
             }
         }
+    }
+
+    /// Has the poller watch a channel, by the token that it will get.
+    fn watch(&self, channel: &Channel) -> io::Result<Token> {
+        self.check_alive()?;
+        let fd = channel.source.as_fd();
+        let token = self.channels.next_token();
+        self.poller
+            .add(fd, token, channel.interest, channel.mode)
+            .map_err(|e| io::Error::new(e.kind(), format!("watching a descriptor: {e}")))?;
+        Ok(token)
     }
 
     /// Changes what a channel waits for, and re-arms it if it is one-shot. Costs a system call
@@ -118,10 +121,10 @@ impl EventLoop {
             .poller
             .notifier_of(token, self.settings.notifiers)
             .map_err(|e| io::Error::new(e.kind(), format!("making a notifier: {e}")))?;
-        let (interest, mode) = (Interest::READ, notifier.mode());
+        let mode = notifier.mode();
         let source = Notified { notifier: notifier.clone(), callback: RefCell::new(f) };
-        self.channels.insert(Channel::from_source(Rc::new(source), interest));
-        self.channels.set(token, Registration { interest, mode, watched: true });
+        let channel = Channel::from_source(Rc::new(source), Interest::READ).mode(mode);
+        self.channels.insert(token, channel);
         Ok(notifier)
     }
 
