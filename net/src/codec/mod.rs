@@ -39,13 +39,14 @@ use crate::{Buffer, Connection};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecodeError {
     offset: u64,
-    reason: Cow<'static, str>,
+    /// Boxed, for each connection has room for a reason of its end, and few ends are of this kind.
+    reason: Box<Cow<'static, str>>,
 }
 
 impl DecodeError {
     /// `reason` says what is wrong at the byte with this offset; the bytes before it are in order.
     pub fn new(offset: usize, reason: impl Into<Cow<'static, str>>) -> DecodeError {
-        DecodeError { offset: offset as u64, reason: reason.into() }
+        DecodeError { offset: offset as u64, reason: Box::new(reason.into()) }
     }
 
     /// How many bytes lie before the offending one.

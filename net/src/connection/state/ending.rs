@@ -83,14 +83,14 @@ impl State {
     }
 
     fn store(&self, reason: CloseReason) {
-        self.failure.get_or_init(|| Box::new(reason));
+        self.failure.get_or_init(|| reason);
     }
 
     fn drop_output(&self, lender: &Lender) {
         if self.is(Status::PENDING) {
             self.with_output(|output| output.clear(lender));
+            self.remove(Status::BLOCKED);
         }
-        self.remove(Status::BLOCKED);
     }
 
     /// Whether to tear the connection down.
@@ -135,7 +135,7 @@ impl State {
 
     /// What went wrong first, so far.
     pub(crate) fn failure(&self) -> Option<&CloseReason> {
-        self.failure.get().map(|failure| &**failure)
+        self.failure.get()
     }
 
     /// Gives all memory back, and tells the reason.
@@ -145,12 +145,10 @@ impl State {
         lender.give_back(input);
         self.drop_output(lender);
         self.insert(Status::AT_ONCE);
-        self.failure.get_or_init(|| {
-            Box::new(match left {
-                _ if !self.is(Status::PEER_WAS_FIRST) => CloseReason::ShutDown,
-                0 => CloseReason::PeerClosed,
-                left => CloseReason::Unfinished { left },
-            })
+        self.failure.get_or_init(|| match left {
+            _ if !self.is(Status::PEER_WAS_FIRST) => CloseReason::ShutDown,
+            0 => CloseReason::PeerClosed,
+            left => CloseReason::Unfinished { left },
         })
     }
 

@@ -129,7 +129,7 @@ pub(crate) struct State {
     tail: Cell<Buffer>,
     sent: Cell<u64>,
     /// What went wrong first.
-    failure: OnceCell<Box<CloseReason>>,
+    failure: OnceCell<CloseReason>,
 }
 
 impl State {

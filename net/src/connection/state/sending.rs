@@ -75,7 +75,7 @@ impl State {
     }
 
     pub(crate) fn pending_output(&self) -> usize {
-        self.with_output(|output| output.len())
+        if self.is(Status::PENDING) { self.with_output(|output| output.len()) } else { 0 }
     }
 
     /// Whether a flush has something to do.
