@@ -74,7 +74,8 @@ where
     let open = {
         let (context, shared) = (context.clone(), shared.clone());
         move |event_loop: &EventLoop, socket: OwnedFd, peer: Address| -> io::Result<()> {
-            let endpoint = Endpoint::open(event_loop, &context, (socket, peer), Plain)?;
+            let endpoint = Endpoint::new(&context, socket, peer, Plain);
+            endpoint.open(event_loop)?;
             let handle: ConnectionHandle = Connection::new(event_loop, endpoint.core()).handle();
             shared.connections.fetch_add(1, Ordering::Relaxed);
             shared.set_connection(Some(handle));

@@ -99,7 +99,8 @@ impl<'l, C> Connected<'l, C> {
         setsockopt(&socket, sockopt::TcpNoDelay, &nodelay).map_err(|e| taking_over(e.into()))?;
         limits.tcp.set_on(socket.as_fd(), &peer).map_err(taking_over)?;
         let context = Rc::new(Context::new(event_loop, limits, Arc::default(), |_, _| {}));
-        let endpoint = Endpoint::open(event_loop, &context, (socket, peer), Plain)?;
+        let endpoint = Endpoint::new(&context, socket, peer, Plain);
+        endpoint.open(event_loop)?;
         let handle = Connection::new(event_loop, endpoint.core()).handle();
         event_loop.defer(move |event_loop| {
             endpoint.begin(event_loop, |conn| make_handler(callbacks, conn));

@@ -95,7 +95,7 @@ impl Core {
         Place { slot: self.slot.get(), id: self.id }
     }
 
-    pub(super) fn peer(&self) -> Address {
+    pub(crate) fn peer(&self) -> Address {
         match &self.peer {
             Peer::V4(address) => Address::Ip((*address).into()),
             Peer::Other(address) => Address::clone(address),

@@ -192,8 +192,9 @@ impl Farewell {
         if self.context.open() >= MAX_FAREWELLS {
             return;
         }
-        match Endpoint::open(event_loop, &self.context, (socket, peer), Plain) {
-            Ok(endpoint) => endpoint.begin(event_loop, |_| Leaving(self.message.clone())),
+        let endpoint = Endpoint::new(&self.context, socket, peer, Plain);
+        match endpoint.open(event_loop) {
+            Ok(()) => endpoint.begin(event_loop, |_| Leaving(self.message.clone())),
             Err(e) => log::debug!("closing {e}"),
         }
     }

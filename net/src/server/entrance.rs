@@ -1,7 +1,7 @@
 //! From a listener to a loop: those who come in are counted, or refused, and placed.
 //!
-//! What crosses threads is a socket with a [`Ticket`], which counts the connection as open on its
-//! way, and gives the count back if it never arrives.
+//! Who is placed on the loop that accepts is there already. What crosses threads is a [`Transfer`],
+//! which gives the count back if the connection never arrives.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -10,18 +10,19 @@ use std::sync::atomic::Ordering;
 
 use ruduo_reactor::{EventLoop, LoopHandle, LoopPool};
 
-use super::admission::{Farewell, Refusal};
+use super::admission::Farewell;
 use super::handle::Shared;
-use super::serving::{Servers, adopt};
+use super::serving::{Serve, Servers};
 use crate::acceptor::Acceptance;
 use crate::{Address, UnixAddress};
 
 /// What is done with those who come in at one listener.
 pub(super) struct Entrance {
     shared: Arc<Shared>,
-    /// The loop that accepts, and its servers.
+    /// The loop that accepts.
     here: LoopHandle,
-    servers: Rc<Servers>,
+    /// The server's part on that loop, if it has one there.
+    server: Option<Rc<dyn Serve>>,
     /// Where connections go; if it is `None`, they stay here.
     pool: Option<LoopPool>,
     farewell: Option<Farewell>,
@@ -31,28 +32,26 @@ impl Entrance {
     pub(super) fn new(
         event_loop: &EventLoop,
         shared: &Arc<Shared>,
+        server: Option<Rc<dyn Serve>>,
         pool: Option<LoopPool>,
     ) -> Rc<Entrance> {
         let message = shared.admission.bounds.message.clone();
         let farewell = message.map(|message| Farewell::new(event_loop, message));
-        let (here, servers) = (event_loop.handle(), event_loop.local());
-        Rc::new(Entrance { shared: shared.clone(), here, servers, pool, farewell })
+        let (shared, here) = (shared.clone(), event_loop.handle());
+        Rc::new(Entrance { shared, here, server, pool, farewell })
     }
 }
 
 impl Acceptance for Entrance {
     fn accepted(&self, event_loop: &EventLoop, socket: OwnedFd, peer: Address) {
         let shared = &self.shared;
-        let mut ticket = match Ticket::new(shared, &peer) {
-            Ok(ticket) => ticket,
-            Err(refusal) => {
-                log::debug!("refusing {peer}: {refusal:?}, {}", shared.admission.bounds);
-                if let Some(farewell) = &self.farewell {
-                    farewell.say(event_loop, socket, peer);
-                }
-                return;
+        if let Err(refusal) = shared.admission.enter(&peer) {
+            log::debug!("refusing {peer}: {refusal:?}, {}", shared.admission.bounds);
+            if let Some(farewell) = &self.farewell {
+                farewell.say(event_loop, socket, peer);
             }
-        };
+            return;
+        }
         let number = shared.accepted.fetch_add(1, Ordering::Relaxed);
         let chosen = match &self.pool {
             Some(pool) => match &peer {
@@ -68,16 +67,12 @@ impl Acceptance for Entrance {
             if shared.lost.load(Ordering::Relaxed) == 0 {
                 log::error!("closing connections to {}: all loops have ended", shared.local_addr);
             }
-            return;
+            return shared.lose(&peer);
         };
-        ticket.send_to(chosen);
-        if *chosen == self.here {
-            adopt(event_loop, &self.servers, ticket, socket, peer);
-        } else {
-            // A refused task is dropped, and with it the socket and the ticket.
-            let _ = chosen.post(move |event_loop| {
-                adopt(event_loop, &event_loop.local(), ticket, socket, peer);
-            });
+        chosen.add_load();
+        match &self.server {
+            Some(server) if *chosen == self.here => server.adopt(event_loop, socket, peer),
+            _ => Transfer::begin(shared, chosen, socket, peer),
         }
     }
 
@@ -90,41 +85,46 @@ impl Acceptance for Entrance {
     }
 }
 
-/// A connection that is counted as open but has not arrived at its loop.
-pub(super) struct Ticket {
-    pub(super) shared: Arc<Shared>,
-    peer: Address,
-    /// Where it is going.
-    event_loop: Option<LoopHandle>,
-    arrived: bool,
+/// A connection on its way to its loop, where it is counted as open already.
+struct Transfer {
+    shared: Arc<Shared>,
+    event_loop: LoopHandle,
+    /// Until it has arrived.
+    stream: Option<(OwnedFd, Address)>,
 }
 
-impl Ticket {
-    fn new(shared: &Arc<Shared>, peer: &Address) -> Result<Ticket, Refusal> {
-        shared.admission.enter(peer)?;
-        let (shared, peer) = (shared.clone(), peer.clone());
-        Ok(Ticket { shared, peer, event_loop: None, arrived: false })
+impl Transfer {
+    fn begin(shared: &Arc<Shared>, event_loop: &LoopHandle, socket: OwnedFd, peer: Address) {
+        let (shared, to) = (shared.clone(), event_loop.clone());
+        let transfer = Transfer { shared, event_loop: to, stream: Some((socket, peer)) };
+        // A refused task is dropped, and with it the transfer.
+        let _ = event_loop.post(move |event_loop| transfer.arrive(event_loop));
     }
 
-    fn send_to(&mut self, event_loop: &LoopHandle) {
-        event_loop.add_load();
-        self.event_loop = Some(event_loop.clone());
-    }
-
-    /// From now on the connection's end is what counts it as closed.
-    pub(super) fn keep(mut self) {
-        self.arrived = true;
+    /// On the chosen loop.
+    fn arrive(mut self, event_loop: &EventLoop) {
+        let server = event_loop.local::<Servers>().serving.get(self.shared.id);
+        if server.is_none() && self.shared.lost.load(Ordering::Relaxed) == 0 {
+            log::error!(
+                "closing connections to {}: a loop of the server's pool does not serve; why, was \
+                 logged when the server was started",
+                self.shared.local_addr
+            );
+        }
+        if let Some(server) = server
+            && let Some((socket, peer)) = self.stream.take()
+        {
+            server.adopt(event_loop, socket, peer);
+        }
     }
 }
 
-impl Drop for Ticket {
+impl Drop for Transfer {
     fn drop(&mut self) {
-        if !self.arrived {
-            self.shared.lost.fetch_add(1, Ordering::Relaxed);
-            self.shared.admission.leave(&self.peer);
-            if let Some(event_loop) = &self.event_loop {
-                event_loop.remove_load();
-            }
+        if let Some((_, peer)) = &self.stream {
+            log::debug!("closing the connection of {peer}, which no loop takes");
+            self.event_loop.remove_load();
+            self.shared.lose(peer);
         }
     }
 }

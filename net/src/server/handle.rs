@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::rc::Rc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -100,6 +100,12 @@ impl Shared {
             counters.add_to(&mut metrics);
         }
         metrics
+    }
+
+    /// One who was counted as open will never get to a loop.
+    pub(super) fn lose(&self, peer: &Address) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
+        self.admission.leave(peer);
     }
 
     pub(super) fn stop_report(&self) -> StopReport {

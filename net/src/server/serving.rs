@@ -13,14 +13,13 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use ruduo_reactor::{EventLoop, LoopHandle, LoopPool, TimerId, Token};
 
 use super::Settings;
-use super::entrance::{Entrance, Ticket};
+use super::entrance::Entrance;
 use super::handle::{ServerHandle, Shared};
 use crate::acceptor::Acceptor;
 use crate::by_id::ById;
@@ -33,6 +32,7 @@ use crate::limits::Limits;
 use crate::listener::Listener;
 use crate::loops::install_on;
 use crate::metrics::Counters;
+use crate::registry::Resident;
 use crate::transport::Plain;
 use crate::{Address, Connection, Handler};
 
@@ -42,7 +42,7 @@ pub(super) struct Servers {
     /// Those that were started on this loop.
     bases: ById<Base>,
     /// Those with connections on this loop.
-    serving: ById<dyn Serve>,
+    pub(super) serving: ById<dyn Serve>,
 }
 
 /// What a loop gets when it begins to serve.
@@ -136,28 +136,6 @@ pub(super) fn when_done(event_loop: &EventLoop, id: u64, f: Continuation) {
     }
 }
 
-/// On the chosen loop: makes the connection.
-pub(super) fn adopt(
-    event_loop: &EventLoop,
-    servers: &Servers,
-    ticket: Ticket,
-    socket: OwnedFd,
-    peer: Address,
-) {
-    if let Some(server) = servers.serving.get(ticket.shared.id) {
-        server.adopt(event_loop, ticket, socket, peer);
-    } else {
-        if ticket.shared.lost.load(Ordering::Relaxed) == 0 {
-            log::error!(
-                "closing connections to {}: a loop of the server's pool does not serve; why, was \
-                 logged when the server was started",
-                ticket.shared.local_addr
-            );
-        }
-        log::debug!("closing the connection of {peer}");
-    }
-}
-
 /// A server's part on the loop it was started on.
 struct Base {
     shared: Arc<Shared>,
@@ -213,7 +191,8 @@ impl Base {
         listener: Arc<Listener>,
         pool: LoopPool,
     ) -> io::Result<()> {
-        let entrance = Entrance::new(event_loop, &self.shared, Some(pool));
+        let server = event_loop.local::<Servers>().serving.get(self.shared.id);
+        let entrance = Entrance::new(event_loop, &self.shared, server, Some(pool));
         let acceptor = Acceptor::start(event_loop, listener, entrance).map_err(|e| {
             io::Error::new(e.kind(), format!("accepting on {}: {e}", self.shared.local_addr))
         })?;
@@ -288,8 +267,9 @@ fn report(base: &LoopHandle, id: u64) {
 }
 
 /// A server's part on a loop that serves its connections, whatever its handlers are.
-trait Serve {
-    fn adopt(&self, event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: Address);
+pub(super) trait Serve {
+    /// Makes the connection, of one who is counted as open here.
+    fn adopt(&self, event_loop: &EventLoop, socket: OwnedFd, peer: Address);
     /// Tells the handlers, once; and the base loop, when no connection is left.
     fn begin_stop(&self, event_loop: &EventLoop);
     /// Stops the clients that are part of it, and cuts at the deadline what is left.
@@ -303,7 +283,7 @@ trait Serve {
 struct LoopServer<F> {
     shared: Arc<Shared>,
     context: Rc<Context>,
-    factory: Rc<RefCell<F>>,
+    factory: RefCell<F>,
     /// If the loop accepts for itself.
     acceptor: Cell<Option<Token>>,
     /// The earliest deadline of those who have stopped it, and the timer that cuts then.
@@ -330,15 +310,18 @@ where
             }
         };
         let context = Context::new(event_loop, limits, part.counters, on_closed).of_server();
-        let context = Rc::new(context);
-        let (factory, acceptor) = (Rc::new(RefCell::new(factory)), Cell::new(None));
+        let server = Rc::new(LoopServer {
+            shared: shared.clone(),
+            context: Rc::new(context),
+            factory: RefCell::new(factory),
+            acceptor: Cell::new(None),
+            cut_at: Cell::new(None),
+        });
         if let Some(listener) = part.listener {
-            let entrance = Entrance::new(event_loop, shared, None);
-            acceptor.set(Some(Acceptor::start(event_loop, listener, entrance)?));
+            let entrance = Entrance::new(event_loop, shared, Some(server.clone()), None);
+            server.acceptor.set(Some(Acceptor::start(event_loop, listener, entrance)?));
         }
-        let (shared, cut_at) = (shared.clone(), Cell::new(None));
-        let server = LoopServer { shared, context, factory, acceptor, cut_at };
-        event_loop.local::<Servers>().serving.insert(server.shared.id, Rc::new(server));
+        event_loop.local::<Servers>().serving.insert(shared.id, server);
         Ok(())
     }
 
@@ -371,15 +354,14 @@ where
     F: FnMut(&Connection<'_>) -> H + 'static,
     H: Handler,
 {
-    fn adopt(&self, event_loop: &EventLoop, ticket: Ticket, socket: OwnedFd, peer: Address) {
-        let make_handler = |conn: &Connection<'_>| (self.factory.borrow_mut())(conn);
-        match Endpoint::open(event_loop, &self.context, (socket, peer), Plain) {
-            Ok(endpoint) => {
-                ticket.keep();
-                endpoint.begin(event_loop, make_handler);
-            }
-            Err(e) => log::error!("closing {e}"),
+    fn adopt(&self, event_loop: &EventLoop, socket: OwnedFd, peer: Address) {
+        let endpoint = Endpoint::new(&self.context, socket, peer, Plain);
+        if let Err(e) = endpoint.open(event_loop) {
+            log::error!("closing {e}");
+            event_loop.handle().remove_load();
+            return self.shared.lose(&endpoint.core().peer());
         }
+        endpoint.begin(event_loop, |conn| (self.factory.borrow_mut())(conn));
     }
 
     fn begin_stop(&self, event_loop: &EventLoop) {

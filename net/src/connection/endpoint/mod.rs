@@ -51,22 +51,27 @@ pub(crate) struct Endpoint<T, H> {
 }
 
 impl<T: Transport, H: Handler> Endpoint<T, H> {
-    /// Puts a connected socket under the loop's care. [`Endpoint::begin`] follows, before the end
-    /// of the next turn: until then its events are ignored, and the kernel repeats them.
-    pub(crate) fn open(
-        event_loop: &EventLoop,
+    /// What belongs to a connected socket. [`Endpoint::open`] follows.
+    pub(crate) fn new(
         context: &Rc<Context>,
-        (socket, peer): (OwnedFd, Address),
+        socket: OwnedFd,
+        peer: Address,
         transport: T,
-    ) -> io::Result<Rc<Endpoint<T, H>>> {
+    ) -> Rc<Endpoint<T, H>> {
         let core = Core::new(socket, peer, context.clone());
-        let endpoint = Rc::new(Endpoint { handler: RefCell::new(None), core, transport });
+        Rc::new(Endpoint { handler: RefCell::new(None), core, transport })
+    }
+
+    /// Puts it under the loop's care. [`Endpoint::begin`] follows, before the end of the next turn:
+    /// until then its events are ignored, and the kernel repeats them.
+    pub(crate) fn open(self: &Rc<Self>, event_loop: &EventLoop) -> io::Result<()> {
+        let core = &self.core;
         let token = event_loop
-            .register(Channel::from_source(endpoint.clone(), Interest::READ))
-            .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", endpoint.core)))?;
-        endpoint.core.settle_in(token, context.registry.insert(endpoint.clone()));
-        context.opened();
-        Ok(endpoint)
+            .register(Channel::from_source(self.clone(), Interest::READ))
+            .map_err(|e| io::Error::new(e.kind(), format!("{core}: {e}")))?;
+        core.settle_in(token, core.context.registry.insert(self.clone()));
+        core.context.opened();
+        Ok(())
     }
 
     /// Makes the handler, and tells it that it is connected. Not inside any other callback. What
