@@ -48,6 +48,7 @@ enum Peer {
 }
 
 impl From<Address> for Peer {
+    #[inline]
     fn from(address: Address) -> Peer {
         match address {
             Address::Ip(SocketAddr::V4(address)) => Peer::V4(address),
@@ -67,6 +68,7 @@ pub(super) struct Timers {
 }
 
 impl Core {
+    #[inline]
     pub(super) fn new(socket: OwnedFd, peer: Address, context: Rc<Context>) -> Core {
         Core {
             id: ConnectionId::next(),

@@ -78,6 +78,12 @@ impl Deadlines {
         }
     }
 
+    /// Whether a peer may say nothing for as long as it likes.
+    #[inline]
+    fn leave_time_for_input(&self) -> bool {
+        self.idle == Duration::MAX && self.first_byte == Duration::MAX
+    }
+
     fn reason(&self, awaited: Await) -> CloseReason {
         let after = self.of(awaited);
         match awaited {
@@ -119,7 +125,18 @@ impl Core {
 
     /// After anything that may have changed what is awaited of the peer: sees to it that there is a
     /// look in time. The time begins at the next look if something else is awaited now.
+    #[inline]
     pub(super) fn watch_peer(&self, event_loop: &EventLoop) {
+        let waits_for_ever = self.state.is_quiet()
+            && self.context.limits.deadlines.leave_time_for_input()
+            && self.timers.borrow().is_none();
+        if !waits_for_ever {
+            self.watch_peer_closely(event_loop);
+        }
+    }
+
+    #[inline(never)]
+    fn watch_peer_closely(&self, event_loop: &EventLoop) {
         let awaited = self.awaited();
         let mut timers = self.timers.borrow_mut();
         let own = timers.as_ref().and_then(|timers| timers.deadlines.as_ref());

@@ -88,7 +88,11 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     fn received_nothing(&self, input: Buffer, outcome: io::Result<usize>) {
         let Context { limits, lender, .. } = &*self.core.context;
         let state = &self.core.state;
-        state.keep_input(lender.trim(input), limits, self.core.posted_bytes());
+        if input.is_empty() {
+            lender.give_back(input);
+        } else {
+            state.keep_input(lender.trim(input), limits, self.core.posted_bytes());
+        }
         match outcome {
             Ok(_) => state.peer_eof(),
             // The poller tells again if there is something.
