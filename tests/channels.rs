@@ -5,6 +5,7 @@
 mod bare_loop;
 mod common;
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -449,6 +450,35 @@ impl Source for Told {
     fn on_loop_end(&self, event_loop: &EventLoop, _: Token) {
         self.note(event_loop, "loop end");
     }
+}
+
+/// Not when it was deregistered a moment ago and only waits to be dropped, nor when another one has
+/// its place.
+#[test]
+fn a_source_is_found_by_its_token_while_it_is_registered() {
+    each_poller!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let told = || Rc::new(Told { socket: pair().1, seen: Record::new() });
+        let register = |source: &Rc<Told>| {
+            event_loop.register(Channel::from_source(source.clone(), Interest::READ)).unwrap()
+        };
+        let is = |found: Option<Rc<dyn Source>>, source: &Rc<Told>| {
+            let found: Rc<dyn Any> = found.unwrap();
+            Rc::ptr_eq(&found.downcast::<Told>().unwrap(), source)
+        };
+        let (first, second) = (told(), told());
+
+        let token = register(&first);
+        assert!(is(event_loop.source(token), &first));
+        assert!(is(event_loop.sources().pop(), &first));
+        event_loop.deregister(token);
+        assert!(event_loop.source(token).is_none() && event_loop.sources().is_empty());
+
+        let next = register(&second);
+        assert!(is(event_loop.source(next), &second), "{next:?}");
+        assert!(event_loop.source(token).is_none(), "{token:?}");
+        assert_eq!(event_loop.sources().len(), 1);
+    });
 }
 
 /// Asked for in an event: at the end of this turn; asked for there: at the end of the next, which

@@ -2,18 +2,19 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ruduo_reactor::{EventLoop, LoopHandle};
+use ruduo_reactor::{EventLoop, LoopHandle, Source};
 
+use crate::CloseReason;
 use crate::connection::MAX_OFFER;
 use crate::end::Continuation;
 use crate::lender::Lender;
 use crate::limits::Limits;
 use crate::metrics::Counters;
-use crate::registry::Registry;
-use crate::{Address, CloseReason};
+use crate::place::{Recognise, Resident, recognise};
 
 /// Each connection has one pointer to it.
 pub(crate) struct Context {
@@ -21,9 +22,10 @@ pub(crate) struct Context {
     /// A buffer of no more memory than this can be queued, and be offered to the kernel at once.
     pub(crate) single: usize,
     pub(crate) lender: Rc<Lender>,
-    pub(crate) registry: Rc<Registry>,
+    /// Its connections have handlers of one type.
+    pub(crate) recognise: Recognise,
     pub(crate) counters: Arc<Counters>,
-    /// Called each time a connection has closed.
+    /// Called each time a connection has closed, with the host that it came from, if any.
     on_closed: Box<OnClosed>,
     open: Cell<usize>,
     stopping: Cell<bool>,
@@ -34,20 +36,21 @@ pub(crate) struct Context {
     when_empty: RefCell<Option<Continuation>>,
 }
 
-type OnClosed = dyn Fn(&EventLoop, &Address);
+type OnClosed = dyn Fn(&EventLoop, Option<IpAddr>);
 
 impl Context {
-    pub(crate) fn new(
+    /// That of connections which are an `R`.
+    pub(crate) fn new<R: Resident + Source>(
         event_loop: &EventLoop,
         limits: Limits,
         counters: Arc<Counters>,
-        on_closed: impl Fn(&EventLoop, &Address) + 'static,
+        on_closed: impl Fn(&EventLoop, Option<IpAddr>) + 'static,
     ) -> Context {
         Context {
             limits,
             single: limits.output.min(MAX_OFFER),
             lender: Lender::of(event_loop, limits.read_size),
-            registry: event_loop.local(),
+            recognise: recognise::<R>,
             counters,
             on_closed: Box::new(on_closed),
             open: Cell::new(0),
@@ -71,6 +74,12 @@ impl Context {
         self.parts.iter().flat_map(|parts| parts.borrow().clone()).collect()
     }
 
+    /// Its connections that are open.
+    pub(crate) fn connections(self: &Rc<Self>, event_loop: &EventLoop) -> Vec<Rc<dyn Resident>> {
+        let residents = event_loop.sources().into_iter().filter_map(self.recognise);
+        residents.filter(|resident| resident.core().belongs_to(self)).collect()
+    }
+
     pub(crate) fn opened(&self) {
         self.open.set(self.open.get() + 1);
     }
@@ -84,10 +93,15 @@ impl Context {
         self.stopping.set(true);
     }
 
-    pub(crate) fn closed(&self, event_loop: &EventLoop, peer: &Address, reason: &CloseReason) {
+    pub(crate) fn closed(
+        &self,
+        event_loop: &EventLoop,
+        host: Option<IpAddr>,
+        reason: &CloseReason,
+    ) {
         self.counters.closed(reason, self.stopping.get());
         self.open.set(self.open.get() - 1);
-        (self.on_closed)(event_loop, peer);
+        (self.on_closed)(event_loop, host);
         self.check_empty(event_loop);
     }
 

@@ -23,8 +23,8 @@ mod limits;
 mod listener;
 mod loops;
 mod metrics;
+mod place;
 mod posted;
-mod registry;
 mod relay;
 mod server;
 mod signals;
@@ -46,7 +46,7 @@ pub use handler::{Handler, handler_fn};
 #[cfg(feature = "listenfd")]
 pub use listenfd::ListenFd;
 pub use metrics::{ClosedCounts, RefusedCounts, ServerMetrics, StopReport};
-pub use registry::ConnectionId;
+pub use place::ConnectionId;
 pub use relay::Relay;
 pub use ruduo_reactor::sys::address::{Address, ParseAddressError, UnixAddress};
 pub use ruduo_reactor::sys::datagram_options::Interface;

@@ -1,5 +1,6 @@
 //! What a loop owns for each registered descriptor.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -40,11 +41,12 @@ pub struct Channel {
     pub(crate) mode: Mode,
 }
 
-/// A descriptor that handles its own events: what a [`Channel`] holds.
+/// A descriptor that handles its own events: what a [`Channel`] holds. Who knows its type and its
+/// token finds it by [`EventLoop::source`].
 ///
 /// All methods are called on the loop's thread, never nested, and with nothing of the loop
 /// borrowed, so they may use it freely. A panic in one of them is caught.
-pub trait Source: 'static {
+pub trait Source: Any {
     /// The descriptor. The same one for as long as the source is registered.
     fn as_fd(&self) -> BorrowedFd<'_>;
 
@@ -213,6 +215,10 @@ impl Channels {
         {
             entry.registration = registration;
         }
+    }
+
+    pub(crate) fn sources(&self) -> Vec<Rc<dyn Source>> {
+        self.slab.borrow().iter().map(|(_, entry)| Rc::clone(&entry.source)).collect()
     }
 
     pub(crate) fn tokens(&self) -> Vec<Token> {

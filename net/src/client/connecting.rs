@@ -12,6 +12,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use crate::by_id::ById;
 use crate::connection::endpoint::Endpoint;
 use crate::context::{Context, Part};
 use crate::end::Continuation;
-use crate::registry::Resident;
+use crate::place::Resident;
 use crate::socket_file::SocketFile;
 use crate::transport::{self, Plain};
 use crate::{Address, Addresses, CloseReason, Connection, ConnectionHandle, Handler};
@@ -66,10 +67,11 @@ where
     let shared = Arc::new(Shared::new(event_loop.handle()));
     let id = shared.id;
     let part = part.map(|server| Part::new(server, id, event_loop));
-    let on_closed = move |event_loop: &EventLoop, _: &Address| {
+    let on_closed = move |event_loop: &EventLoop, _: Option<IpAddr>| {
         with(event_loop, id, |worker| worker.closed(event_loop));
     };
-    let context = Rc::new(Context::new(event_loop, limits, Arc::default(), on_closed));
+    let context =
+        Rc::new(Context::new::<Endpoint<Plain, H>>(event_loop, limits, Arc::default(), on_closed));
     let factory = Rc::new(RefCell::new(factory));
     let open = {
         let (context, shared) = (context.clone(), shared.clone());
@@ -386,7 +388,7 @@ impl Worker {
         }
         if before.is_none() {
             let context = &self.context;
-            for resident in context.registry.select(|core| core.belongs_to(context)) {
+            for resident in context.connections(event_loop) {
                 resident.on_stopping(event_loop);
             }
         }
@@ -394,7 +396,7 @@ impl Worker {
 
     fn cut(&self, event_loop: &EventLoop) {
         let context = &self.context;
-        for resident in context.registry.select(|core| core.belongs_to(context)) {
+        for resident in context.connections(event_loop) {
             Connection::new(event_loop, resident.core()).end(CloseReason::Stopped);
         }
     }

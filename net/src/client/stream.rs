@@ -15,7 +15,7 @@ use crate::callbacks::{CanStart, Unset, on_methods};
 use crate::connection::endpoint::Endpoint;
 use crate::context::Context;
 use crate::limits::{Limits, connection_settings};
-use crate::registry::Resident;
+use crate::place::Resident;
 use crate::transport::Plain;
 use crate::{Address, Connection, ConnectionHandle, Handler};
 
@@ -98,7 +98,12 @@ impl<'l, C> Connected<'l, C> {
         limits.check().map_err(taking_over)?;
         setsockopt(&socket, sockopt::TcpNoDelay, &nodelay).map_err(|e| taking_over(e.into()))?;
         limits.tcp.set_on(socket.as_fd(), &peer).map_err(taking_over)?;
-        let context = Rc::new(Context::new(event_loop, limits, Arc::default(), |_, _| {}));
+        let context = Rc::new(Context::new::<Endpoint<Plain, H>>(
+            event_loop,
+            limits,
+            Arc::default(),
+            |_, _| {},
+        ));
         let endpoint = Endpoint::new(&context, socket, peer, Plain);
         endpoint.open(event_loop)?;
         let handle = Connection::new(event_loop, endpoint.core()).handle();

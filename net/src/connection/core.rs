@@ -1,9 +1,9 @@
 //! The part of a connection that does not depend on its transport or handler: what
 //! [`Connection`](crate::Connection) shows to the program and what handles reach.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, OnceCell};
 use std::fmt;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,12 +17,11 @@ use super::throttle::{Posted, Throttle};
 use crate::Address;
 use crate::context::Context;
 use crate::limits::Deadlines;
-use crate::registry::{ConnectionId, Place, Registry};
+use crate::place::{ConnectionId, Place};
 
 /// A connection without its transport and handler.
 pub(crate) struct Core {
     id: ConnectionId,
-    slot: Cell<u32>,
     socket: OwnedFd,
     peer: Peer,
     pub(super) context: Rc<Context>,
@@ -38,7 +37,7 @@ pub(crate) struct Core {
     /// A call that a handle has posted is running. What it does takes the call's own place in the
     /// order of operations, and does not queue behind what was posted after the call.
     in_call: Cell<bool>,
-    pub(super) timers: RefCell<Option<Box<Timers>>>,
+    timers: Cell<Option<Box<Timers>>>,
 }
 
 /// An [`Address`] takes 40 bytes, and most peers have one that fits in 6.
@@ -72,7 +71,6 @@ impl Core {
     pub(super) fn new(socket: OwnedFd, peer: Address, context: Rc<Context>) -> Core {
         Core {
             id: ConnectionId::next(),
-            slot: Cell::new(u32::MAX),
             socket,
             peer: peer.into(),
             context,
@@ -83,24 +81,31 @@ impl Core {
             scheduled: Cell::new(false),
             posted: OnceCell::new(),
             in_call: Cell::new(false),
-            timers: RefCell::default(),
+            timers: Cell::default(),
         }
     }
 
-    /// Notes where the connection has been put.
-    pub(super) fn settle_in(&self, token: Token, slot: u32) {
-        self.token.set(token);
-        self.slot.set(slot);
+    pub(crate) fn id(&self) -> ConnectionId {
+        self.id
     }
 
     pub(crate) fn place(&self) -> Place {
-        Place { slot: self.slot.get(), id: self.id }
+        Place { token: self.token.get(), recognise: self.context.recognise }
     }
 
-    pub(crate) fn peer(&self) -> Address {
+    pub(super) fn peer(&self) -> Address {
         match &self.peer {
             Peer::V4(address) => Address::Ip((*address).into()),
             Peer::Other(address) => Address::clone(address),
+        }
+    }
+
+    /// Which host it came from; on a Unix socket, none.
+    #[inline]
+    pub(crate) fn host(&self) -> Option<IpAddr> {
+        match &self.peer {
+            Peer::V4(address) => Some((*address.ip()).into()),
+            Peer::Other(address) => address.ip(),
         }
     }
 
@@ -165,6 +170,7 @@ impl Core {
         self.posted.get()
     }
 
+    #[inline]
     pub(super) fn close_handles(&self) {
         if let Some(posted) = self.posted.get() {
             posted.close();
@@ -184,13 +190,12 @@ impl Core {
         }
         let place = self.place();
         let timer = event_loop.run_after(after, move |event_loop| {
-            if let Some(resident) = event_loop.local::<Registry>().get(place) {
+            if let Some(resident) = place.resident(event_loop) {
                 resident.core().forget_timer(key);
                 resident.on_timer(event_loop, key);
             }
         });
-        let mut timers = self.timers.borrow_mut();
-        timers.get_or_insert_default().of_program.push((key, timer));
+        self.with_timers(|timers| timers.get_or_insert_default().of_program.push((key, timer)));
     }
 
     pub(super) fn cancel_timer(&self, event_loop: &EventLoop, key: u64) -> bool {
@@ -199,16 +204,35 @@ impl Core {
     }
 
     fn forget_timer(&self, key: u64) -> Option<TimerId> {
-        let mut timers = self.timers.borrow_mut();
-        let of_program = &mut timers.as_mut()?.of_program;
-        let index = of_program.iter().position(|(known, _)| *known == key)?;
-        Some(of_program.swap_remove(index).1)
+        self.with_timers(|timers| {
+            let of_program = &mut timers.as_mut()?.of_program;
+            let index = of_program.iter().position(|(known, _)| *known == key)?;
+            Some(of_program.swap_remove(index).1)
+        })
     }
 
+    /// Looks at the timers, or changes them.
+    #[inline]
+    pub(super) fn with_timers<R>(&self, f: impl FnOnce(&mut Option<Box<Timers>>) -> R) -> R {
+        let mut timers = self.timers.take();
+        let result = f(&mut timers);
+        self.timers.set(timers);
+        result
+    }
+
+    #[inline]
     pub(super) fn cancel_timers(&self, event_loop: &EventLoop) {
-        let Some(timers) = self.timers.take() else { return };
-        let of_program = timers.of_program.iter().map(|(_, timer)| *timer);
-        for timer in of_program.chain(timers.look.map(|look| look.timer)) {
+        if let Some(timers) = self.timers.take() {
+            timers.cancel(event_loop);
+        }
+    }
+}
+
+impl Timers {
+    #[inline(never)]
+    fn cancel(&self, event_loop: &EventLoop) {
+        let of_program = self.of_program.iter().map(|(_, timer)| *timer);
+        for timer in of_program.chain(self.look.map(|look| look.timer)) {
             event_loop.cancel(timer);
         }
     }

@@ -27,7 +27,6 @@ use super::reason::CloseReason;
 use super::state::Await;
 use crate::Connection;
 use crate::limits::Deadlines;
-use crate::registry::Registry;
 
 /// Looks are not closer together than this.
 const CLOSEST_LOOKS: Duration = Duration::from_millis(5);
@@ -105,7 +104,7 @@ fn step(deadline: Duration) -> Duration {
 impl Core {
     /// The deadlines that hold for this connection.
     fn deadlines(&self) -> Deadlines {
-        let own = self.timers.borrow().as_ref().and_then(|timers| timers.deadlines);
+        let own = self.with_timers(|timers| timers.as_ref().and_then(|timers| timers.deadlines));
         own.unwrap_or(self.context.limits.deadlines)
     }
 
@@ -113,13 +112,13 @@ impl Core {
     pub(super) fn set_deadlines(&self, event_loop: &EventLoop, f: impl FnOnce(&mut Deadlines)) {
         let mut deadlines = self.deadlines();
         f(&mut deadlines);
-        let mut timers = self.timers.borrow_mut();
-        let timers_there = timers.get_or_insert_default();
-        timers_there.deadlines = Some(deadlines);
-        if let Some(look) = &mut timers_there.look {
-            look.since = None;
-        }
-        drop(timers);
+        self.with_timers(|timers| {
+            let timers = timers.get_or_insert_default();
+            timers.deadlines = Some(deadlines);
+            if let Some(look) = &mut timers.look {
+                look.since = None;
+            }
+        });
         self.watch_peer(event_loop);
     }
 
@@ -127,18 +126,20 @@ impl Core {
     /// look in time. The time begins at the next look if something else is awaited now.
     #[inline]
     pub(super) fn watch_peer(&self, event_loop: &EventLoop) {
-        let waits_for_ever = self.state.is_quiet()
-            && self.context.limits.deadlines.leave_time_for_input()
-            && self.timers.borrow().is_none();
-        if !waits_for_ever {
-            self.watch_peer_closely(event_loop);
-        }
+        self.with_timers(|timers| {
+            // Mostly there is no look, and none is needed: a peer may say nothing for ever.
+            let may_wait = timers.is_none()
+                && self.state.is_quiet()
+                && self.context.limits.deadlines.leave_time_for_input();
+            if !may_wait {
+                self.see_to_looks(event_loop, timers);
+            }
+        });
     }
 
     #[inline(never)]
-    fn watch_peer_closely(&self, event_loop: &EventLoop) {
+    fn see_to_looks(&self, event_loop: &EventLoop, timers: &mut Option<Box<Timers>>) {
         let awaited = self.awaited();
-        let mut timers = self.timers.borrow_mut();
         let own = timers.as_ref().and_then(|timers| timers.deadlines.as_ref());
         let deadlines = own.unwrap_or(&self.context.limits.deadlines);
         let deadline = awaited.map_or(Duration::MAX, |awaited| deadlines.of(awaited));
@@ -171,7 +172,7 @@ impl Core {
     fn look_after(&self, event_loop: &EventLoop, ahead: Duration) -> TimerId {
         let place = self.place();
         event_loop.run_after(ahead, move |event_loop| {
-            if let Some(resident) = event_loop.local::<Registry>().get(place) {
+            if let Some(resident) = place.resident(event_loop) {
                 resident.core().look(event_loop);
             }
         })
@@ -179,7 +180,7 @@ impl Core {
 
     /// The timer has come.
     fn look(&self, event_loop: &EventLoop) {
-        let look = self.timers.borrow_mut().as_mut().and_then(|timers| timers.look.take());
+        let look = self.with_timers(|timers| timers.as_mut().and_then(|timers| timers.look.take()));
         let (Some(look), Some(awaited)) = (look, self.awaited()) else {
             return self.forget_unused_timers();
         };
@@ -199,12 +200,12 @@ impl Core {
         let timer = self.look_after(event_loop, ahead);
         let (awaited, since) = (Some(awaited), Some(since));
         let look = Look { timer, ahead, awaited, since, is_last: left.is_zero() };
-        self.timers.borrow_mut().get_or_insert_default().look = Some(look);
+        self.with_timers(|timers| timers.get_or_insert_default().look = Some(look));
     }
 
     /// A connection that once had to wait need not keep the memory for that.
     fn forget_unused_timers(&self) {
-        self.timers.borrow_mut().take_if(|timers| timers.is_unused());
+        self.with_timers(|timers| timers.take_if(|timers| timers.is_unused()));
     }
 
     /// How far the peer has come with what is awaited of it.

@@ -8,6 +8,7 @@ use std::any::{Any, type_name};
 use std::fmt;
 use std::fs::File;
 use std::marker::PhantomData;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use ruduo_reactor::{EventLoop, LoopHandle};
@@ -16,8 +17,8 @@ use super::core::Core;
 use super::operation::{Operation, Payload};
 use super::output::{FileRange, Outgoing};
 use super::throttle::Posted;
+use crate::place::{Place, Resident};
 use crate::posted::Outstanding;
-use crate::registry::{Place, Registry};
 use crate::{Buffer, Connection, ConnectionId, Handler, SendError};
 
 /// Reaches a connection from any thread. Cheap to clone; harmless after the connection's end.
@@ -47,15 +48,29 @@ use crate::{Buffer, Connection, ConnectionId, Handler, SendError};
 #[derive(Clone)]
 pub struct ConnectionHandle {
     event_loop: LoopHandle,
-    place: Place,
+    name: Name,
     posted: Arc<Posted>,
+}
+
+/// A token comes again after 2^32 others, while somebody may still hold a handle; an id does not.
+#[derive(Clone, Copy)]
+struct Name {
+    id: ConnectionId,
+    place: Place,
+}
+
+impl Name {
+    /// The connection, if it still lives.
+    fn resident(self, event_loop: &EventLoop) -> Option<Rc<dyn Resident>> {
+        self.place.resident(event_loop).filter(|resident| resident.core().id() == self.id)
+    }
 }
 
 impl ConnectionHandle {
     pub(super) fn new(event_loop: &EventLoop, core: &Core) -> ConnectionHandle {
         ConnectionHandle {
             event_loop: event_loop.handle(),
-            place: core.place(),
+            name: Name { id: core.id(), place: core.place() },
             posted: core.posted().clone(),
         }
     }
@@ -63,7 +78,7 @@ impl ConnectionHandle {
     /// The connection's name.
     #[must_use]
     pub fn id(&self) -> ConnectionId {
-        self.place.id
+        self.name.id
     }
 
     /// The loop that serves it.
@@ -95,7 +110,7 @@ impl ConnectionHandle {
     /// As [`send`](ConnectionHandle::send); what is in `buffer` is dropped then.
     pub fn send_buffer(&self, buffer: &mut Buffer) -> Result<(), SendError> {
         let queued = self.event_loop.with_local(|event_loop| {
-            let resident = event_loop.local::<Registry>().get(self.place)?;
+            let resident = self.name.resident(event_loop)?;
             let core = resident.core();
             if core.has_outstanding() {
                 return None;
@@ -182,7 +197,7 @@ impl ConnectionHandle {
     /// nothing on its way before it. Otherwise leaves it there.
     fn at_once(&self, operation: &mut Option<Operation>) -> Result<(), SendError> {
         let carry_out = |event_loop: &EventLoop| {
-            let Some(resident) = event_loop.local::<Registry>().get(self.place) else {
+            let Some(resident) = self.name.resident(event_loop) else {
                 *operation = None;
                 return Err(SendError::Closed);
             };
@@ -211,11 +226,11 @@ impl ConnectionHandle {
             return Err(SendError::Full);
         }
         let outstanding = Outstanding::new(&self.posted, weight);
-        let place = self.place;
+        let name = self.name;
         let task = move |event_loop: &EventLoop| {
             // It has arrived: what the loop does from here on no longer has to queue behind it.
             drop(outstanding);
-            if let Some(resident) = event_loop.local::<Registry>().get(place) {
+            if let Some(resident) = name.resident(event_loop) {
                 Connection::new(event_loop, resident.core()).perform(operation);
             }
         };
@@ -289,7 +304,7 @@ impl<H: Handler> HandlerHandle<H> {
             return Err(SendError::Closed);
         }
         let outstanding = Outstanding::new(&self.handle.posted, 0);
-        let place = self.handle.place;
+        let name = self.handle.name;
         let call = move |handler: &mut dyn Any, conn: &Connection<'_>| {
             if let Some(handler) = find::<H>(handler) {
                 f(handler, conn);
@@ -301,7 +316,7 @@ impl<H: Handler> HandlerHandle<H> {
         };
         let task = move |event_loop: &EventLoop| {
             drop(outstanding);
-            if let Some(resident) = event_loop.local::<Registry>().get(place) {
+            if let Some(resident) = name.resident(event_loop) {
                 resident.call(event_loop, Box::new(call));
             }
         };
@@ -332,6 +347,35 @@ impl<H> fmt::Debug for HandlerHandle<H> {
 
 impl fmt::Debug for ConnectionHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConnectionHandle").field("id", &self.place.id).finish_non_exhaustive()
+        f.debug_struct("ConnectionHandle").field("id", &self.name.id).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::TcpClient;
+
+    /// A connection may get the token of one that somebody still has a handle to.
+    #[test]
+    fn a_handle_does_not_reach_another_connection_with_the_same_token() {
+        let event_loop = EventLoop::new().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let client = TcpClient::from_stream(&event_loop, stream).unwrap();
+        let handle = client.on_message(|_, input| input.clear()).start().unwrap();
+        let name = Name { id: ConnectionId::next(), ..handle.name };
+        let earlier = ConnectionHandle { name, ..handle.clone() };
+        let outcomes = Rc::new(Cell::new(None));
+        let told = outcomes.clone();
+        event_loop.defer(move |event_loop| {
+            told.set(Some((earlier.close(), handle.send("x"))));
+            event_loop.quit();
+        });
+        event_loop.run().unwrap();
+        assert_eq!(outcomes.take(), Some((Err(SendError::Closed), Ok(()))));
     }
 }

@@ -106,7 +106,7 @@ impl<'l> Connection<'l> {
     /// Its name, unique in this process.
     #[must_use]
     pub fn id(&self) -> ConnectionId {
-        self.core.place().id
+        self.core.id()
     }
 
     /// Where the other end is.

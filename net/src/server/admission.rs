@@ -121,12 +121,13 @@ impl Admission {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// One more, if there is room. [`leave`](Admission::leave) has to follow, sooner or later.
+    /// One more, if there is room; from which host, if it has one. [`leave`](Admission::leave) has
+    /// to follow, sooner or later.
     ///
     /// Several acceptors may be at it. Nobody takes a place before he is sure to keep it: a place
     /// given back may be what somebody else was refused for.
-    pub(super) fn enter(&self, peer: &Address) -> Result<(), Refusal> {
-        let mut of_peer = self.counted_host(peer).map(|host| (host, self.lock_peers()));
+    pub(super) fn enter(&self, host: Option<IpAddr>) -> Result<(), Refusal> {
+        let mut of_peer = self.counted(host).map(|host| (host, self.lock_peers()));
         if let Some((host, peers)) = &of_peer
             && peers.get(host).is_some_and(|open| *open >= self.bounds.per_peer)
         {
@@ -144,8 +145,8 @@ impl Admission {
         Ok(())
     }
 
-    pub(super) fn leave(&self, peer: &Address) {
-        if let Some(host) = self.counted_host(peer)
+    pub(super) fn leave(&self, host: Option<IpAddr>) {
+        if let Some(host) = self.counted(host)
             && let Entry::Occupied(mut open) = self.lock_peers().entry(host)
         {
             *open.get_mut() -= 1;
@@ -162,9 +163,10 @@ impl Admission {
 
     /// Whose connection it is, if that matters. An IPv6 host has a network of its own to choose
     /// addresses from, so its first 64 bits count.
-    fn counted_host(&self, peer: &Address) -> Option<IpAddr> {
-        let Address::Ip(address) = peer else { return None };
-        (self.bounds.per_peer < usize::MAX).then(|| match address.ip().to_canonical() {
+    #[inline]
+    fn counted(&self, host: Option<IpAddr>) -> Option<IpAddr> {
+        let host = host.filter(|_| self.bounds.per_peer < usize::MAX)?;
+        Some(match host.to_canonical() {
             IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
             ip @ IpAddr::V4(_) => ip,
         })
@@ -184,7 +186,8 @@ impl Farewell {
     pub(super) fn new(event_loop: &EventLoop, message: Arc<[u8]>) -> Farewell {
         let deadlines = Deadlines { linger: FAREWELL, ..Deadlines::default() };
         let limits = Limits { deadlines, ..Limits::default() };
-        let context = Context::new(event_loop, limits, Arc::default(), |_, _| {});
+        let context =
+            Context::new::<Endpoint<Plain, Leaving>>(event_loop, limits, Arc::default(), |_, _| {});
         Farewell { message, context: Rc::new(context) }
     }
 
@@ -217,16 +220,16 @@ mod tests {
 
     use super::*;
 
-    fn peer(last: u8) -> Address {
-        Address::Ip(([127, 0, 0, last], 1).into())
+    fn peer(last: u8) -> Option<IpAddr> {
+        Some([127, 0, 0, last].into())
     }
 
     fn bounds(total: usize, per_peer: usize) -> Admission {
         Admission::new(Bounds { total, per_peer, message: None })
     }
 
-    fn host(ip: &str) -> Address {
-        Address::Ip((ip.parse::<IpAddr>().unwrap(), 1).into())
+    fn host(ip: &str) -> Option<IpAddr> {
+        Some(ip.parse().unwrap())
     }
 
     /// Whoever makes up addresses must find neither more room nor memory that is never freed.
@@ -239,19 +242,17 @@ mod tests {
             ("2001:db8::1", "2001:db8::ffff:0:0:1", true),
             ("2001:db8::1", "2001:db8:0:1::1", false),
         ] {
-            let (first, other) = (host(first), host(other));
-            admission.enter(&first).unwrap();
-            let outcome = admission.enter(&other);
+            admission.enter(host(first)).unwrap();
+            let outcome = admission.enter(host(other));
             assert_eq!(outcome.is_err(), is_the_same, "{first} and {other}");
-            admission.leave(&first);
+            admission.leave(host(first));
             if outcome.is_ok() {
-                admission.leave(&other);
+                admission.leave(host(other));
             }
             assert!(admission.lock_peers().is_empty(), "{first} and {other} are remembered");
         }
         // Those on a Unix socket have no address, and are not counted.
-        let unix = "unix:/nowhere".parse().unwrap();
-        assert_eq!([admission.enter(&unix), admission.enter(&unix)], [Ok(()), Ok(())]);
+        assert_eq!([admission.enter(None), admission.enter(None)], [Ok(()), Ok(())]);
     }
 
     /// Whoever is refused has not been in anybody's way.
@@ -259,16 +260,16 @@ mod tests {
     fn the_refused_take_no_place_for_a_moment() {
         let admission = bounds(2, 1);
         let (greedy, modest) = (peer(2), peer(3));
-        admission.enter(&greedy).unwrap();
+        admission.enter(greedy).unwrap();
         thread::scope(|scope| {
             let flood = scope.spawn(|| {
                 for _ in 0..100_000 {
-                    assert_eq!(admission.enter(&greedy), Err(Refusal::MaxPerPeer));
+                    assert_eq!(admission.enter(greedy), Err(Refusal::MaxPerPeer));
                 }
             });
             while !flood.is_finished() {
-                assert_eq!(admission.enter(&modest), Ok(()));
-                admission.leave(&modest);
+                assert_eq!(admission.enter(modest), Ok(()));
+                admission.leave(modest);
             }
         });
         assert_eq!(admission.open(), 1);
@@ -279,7 +280,7 @@ mod tests {
     fn a_free_place_is_given_to_one_of_those_who_want_it() {
         const ROUNDS: usize = 20_000;
         let admission = bounds(1, usize::MAX);
-        admission.enter(&peer(2)).unwrap();
+        admission.enter(peer(2)).unwrap();
         let arrived = AtomicUsize::new(0);
         // Both go on within nanoseconds, if there are two processors.
         let meet = |n: usize| {
@@ -292,14 +293,14 @@ mod tests {
             let other = scope.spawn(|| {
                 let want = |round| {
                     meet(round);
-                    admission.enter(&peer(3)).is_ok()
+                    admission.enter(peer(3)).is_ok()
                 };
                 (1..=ROUNDS).map(want).collect::<Vec<_>>()
             });
             let give_and_want = |round| {
                 meet(round);
-                admission.leave(&peer(2));
-                admission.enter(&peer(2)).is_ok()
+                admission.leave(peer(2));
+                admission.enter(peer(2)).is_ok()
             };
             let this: Vec<_> = (1..=ROUNDS).map(give_and_want).collect();
             for (this, other) in this.into_iter().zip(other.join().unwrap()) {

@@ -45,7 +45,7 @@ impl Entrance {
 impl Acceptance for Entrance {
     fn accepted(&self, event_loop: &EventLoop, socket: OwnedFd, peer: Address) {
         let shared = &self.shared;
-        if let Err(refusal) = shared.admission.enter(&peer) {
+        if let Err(refusal) = shared.admission.enter(peer.ip()) {
             log::debug!("refusing {peer}: {refusal:?}, {}", shared.admission.bounds);
             if let Some(farewell) = &self.farewell {
                 farewell.say(event_loop, socket, peer);
@@ -67,7 +67,7 @@ impl Acceptance for Entrance {
             if shared.lost.load(Ordering::Relaxed) == 0 {
                 log::error!("closing connections to {}: all loops have ended", shared.local_addr);
             }
-            return shared.lose(&peer);
+            return shared.lose(peer.ip());
         };
         chosen.add_load();
         match &self.server {
@@ -124,7 +124,7 @@ impl Drop for Transfer {
         if let Some((_, peer)) = &self.stream {
             log::debug!("closing the connection of {peer}, which no loop takes");
             self.event_loop.remove_load();
-            self.shared.lose(peer);
+            self.shared.lose(peer.ip());
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -103,9 +104,9 @@ impl Shared {
     }
 
     /// One who was counted as open will never get to a loop.
-    pub(super) fn lose(&self, peer: &Address) {
+    pub(super) fn lose(&self, host: Option<IpAddr>) {
         self.lost.fetch_add(1, Ordering::Relaxed);
-        self.admission.leave(peer);
+        self.admission.leave(host);
     }
 
     pub(super) fn stop_report(&self) -> StopReport {

@@ -11,6 +11,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,7 +33,7 @@ use crate::limits::Limits;
 use crate::listener::Listener;
 use crate::loops::install_on;
 use crate::metrics::Counters;
-use crate::registry::Resident;
+use crate::place::Resident;
 use crate::transport::Plain;
 use crate::{Address, Connection, Handler};
 
@@ -304,12 +305,14 @@ where
     ) -> io::Result<()> {
         let on_closed = {
             let (shared, handle) = (shared.clone(), event_loop.handle());
-            move |_: &EventLoop, peer: &Address| {
-                shared.admission.leave(peer);
+            move |_: &EventLoop, host: Option<IpAddr>| {
+                shared.admission.leave(host);
                 handle.remove_load();
             }
         };
-        let context = Context::new(event_loop, limits, part.counters, on_closed).of_server();
+        let context =
+            Context::new::<Endpoint<Plain, H>>(event_loop, limits, part.counters, on_closed)
+                .of_server();
         let server = Rc::new(LoopServer {
             shared: shared.clone(),
             context: Rc::new(context),
@@ -359,7 +362,7 @@ where
         if let Err(e) = endpoint.open(event_loop) {
             log::error!("closing {e}");
             event_loop.handle().remove_load();
-            return self.shared.lose(&endpoint.core().peer());
+            return self.shared.lose(endpoint.core().host());
         }
         endpoint.begin(event_loop, |conn| (self.factory.borrow_mut())(conn));
     }
@@ -370,7 +373,7 @@ where
             event_loop.deregister(acceptor);
         }
         context.begin_stopping();
-        for resident in context.registry.select(|core| core.belongs_to(context)) {
+        for resident in context.connections(event_loop) {
             resident.on_stopping(event_loop);
         }
         let base = self.shared.base.clone();
@@ -392,7 +395,7 @@ where
 
     fn cut(&self, event_loop: &EventLoop) {
         let context = &self.context;
-        for resident in context.registry.select(|core| core.belongs_to(context)) {
+        for resident in context.connections(event_loop) {
             Connection::new(event_loop, resident.core()).end(CloseReason::Stopped);
         }
         self.stop_parts(event_loop, Instant::now());

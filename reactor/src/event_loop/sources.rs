@@ -81,6 +81,53 @@ impl EventLoop {
         true
     }
 
+    /// The source of a registration that is in force. `None` if that has ended, also by an event
+    /// earlier in the same batch.
+    ///
+    /// A source is found with its type by way of [`Any`](std::any::Any):
+    ///
+    /// ```
+    /// use ruduo_reactor::{Channel, Event, EventLoop, Interest, Source};
+    /// use std::any::Any;
+    /// use std::cell::Cell;
+    /// use std::os::fd::{AsFd, BorrowedFd};
+    /// use std::os::unix::net::UnixStream;
+    /// use std::rc::Rc;
+    ///
+    /// struct Door { stream: UnixStream, is_open: Cell<bool> }
+    ///
+    /// impl Source for Door {
+    ///     fn as_fd(&self) -> BorrowedFd<'_> {
+    ///         self.stream.as_fd()
+    ///     }
+    ///     fn on_event(self: Rc<Self>, _: &EventLoop, _: Event) {}
+    /// }
+    ///
+    /// let event_loop = EventLoop::new()?;
+    /// let (stream, _far) = UnixStream::pair()?;
+    /// let door = Rc::new(Door { stream, is_open: Cell::new(false) });
+    /// let token = event_loop.register(Channel::from_source(door, Interest::READ))?;
+    /// event_loop.defer(move |event_loop| {
+    ///     let source: Option<Rc<dyn Any>> = event_loop.source(token).map(|source| source as _);
+    ///     if let Some(door) = source.and_then(|source| source.downcast::<Door>().ok()) {
+    ///         door.is_open.set(true);
+    ///     }
+    ///     event_loop.quit();
+    /// });
+    /// event_loop.run()?;
+    /// # std::io::Result::Ok(())
+    /// ```
+    #[must_use]
+    pub fn source(&self, token: Token) -> Option<Rc<dyn Source>> {
+        self.channels.get(token).map(|(source, _)| source)
+    }
+
+    /// The sources of all registrations that are in force, in no order.
+    #[must_use]
+    pub fn sources(&self) -> Vec<Rc<dyn Source>> {
+        self.channels.sources()
+    }
+
     /// An event of the program's own, beside those of descriptors: calls `f` on the loop, in the
     /// phase of I/O events, whenever some thread has used the notifier. It costs a descriptor.
     /// [`EventLoop::deregister`] ends it, by [`Notifier::token`]; dropping it does not.

@@ -37,7 +37,7 @@ use super::state::Crossed;
 use crate::context::Context;
 use crate::handler::Handler;
 use crate::metrics;
-use crate::registry::{HandlerCall, Resident};
+use crate::place::{HandlerCall, Resident};
 use crate::transport::{self, Transport};
 use crate::{Address, Connection};
 
@@ -69,7 +69,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         let token = event_loop
             .register(Channel::from_source(self.clone(), Interest::READ))
             .map_err(|e| io::Error::new(e.kind(), format!("{core}: {e}")))?;
-        core.settle_in(token, core.context.registry.insert(self.clone()));
+        core.token.set(token);
         core.context.opened();
         Ok(())
     }
@@ -267,8 +267,6 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
             log::debug!("{core}: resetting it: {e}");
         }
         event_loop.deregister(core.token.get());
-        // The loop still holds us, so this is not the last reference.
-        let _resident = core.context.registry.remove(core.place().slot);
         log::debug!("{core}: {reason}");
         let on_close = || {
             if let Some(handler) = &mut *self.handler.borrow_mut() {
@@ -277,7 +275,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         };
         // Its panic has been logged and counted; there is nothing left to end.
         let _ = event_loop.isolate(format_args!("on_close of {}", self.core), on_close);
-        core.context.closed(event_loop, &core.peer(), reason);
+        core.context.closed(event_loop, core.host(), reason);
     }
 }
 
