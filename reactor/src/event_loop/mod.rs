@@ -391,6 +391,8 @@ impl EventLoop {
         self.agenda.update(|agenda| agenda | item);
     }
 
+    /// Inline, for else each value would be copied on its way to the grave.
+    #[inline(always)]
     fn bury(&self, dead: Dead) {
         self.graveyard.borrow_mut().push(dead);
         self.plan(Agenda::WORK);
@@ -400,6 +402,7 @@ impl EventLoop {
         }
     }
 
+    #[inline]
     fn check_alive(&self) -> io::Result<()> {
         if self.handle.shared().is_forked() {
             return Err(PostError::Forked.into());

@@ -343,6 +343,9 @@ impl RawAddress {
 
     /// What the kernel wrote. A family without addresses of its own reads as a Unix socket without
     /// name: accept(2) returns nothing at all for some.
+    ///
+    /// Never inline, for then it would be written to a place of its own and copied.
+    #[inline(never)]
     pub(super) fn decode(&self) -> Address {
         match self.family() {
             libc::AF_INET => {
@@ -362,6 +365,8 @@ impl RawAddress {
         }
     }
 
+    /// A function of its own, for [`RawAddress::decode`] needs no registers for Internet addresses.
+    #[inline(never)]
     fn decode_name(&self) -> UnixAddress {
         let len = (self.len as usize).saturating_sub(NAME).min(NAME_MAX);
         // SAFETY: sockaddr_un fits into the storage and has no invalid contents.

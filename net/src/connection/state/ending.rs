@@ -86,11 +86,17 @@ impl State {
         self.failure.get_or_init(|| reason);
     }
 
+    #[inline]
     fn drop_output(&self, lender: &Lender) {
         if self.is(Status::PENDING) {
-            self.with_output(|output| output.clear(lender));
-            self.remove(Status::BLOCKED);
+            self.drop_pending(lender);
         }
+    }
+
+    #[inline(never)]
+    fn drop_pending(&self, lender: &Lender) {
+        self.with_output(|output| output.clear(lender));
+        self.remove(Status::BLOCKED);
     }
 
     /// Whether to tear the connection down.
