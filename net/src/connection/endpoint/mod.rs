@@ -164,29 +164,34 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     /// Steps 3 to 6. `drained`: step 1 has sent the last of the output. True if the connection is
     /// over.
     #[inline(always)]
-    fn settle(&self, handler: &mut H, conn: &Connection<'_>, mut drained: bool) -> bool {
+    fn settle(&self, handler: &mut H, conn: &Connection<'_>, drained: bool) -> bool {
         let state = &self.core.state;
         if state.has_only_output() {
-            drained = self.flush_single();
-            if drained {
+            if self.flush_single() {
                 handler.on_write_complete(conn);
-                drained = false;
             }
-        } else if !state.is_quiet() {
-            drained = self.steps_3_and_4(handler, conn, drained);
+            !state.is_quiet() && self.conclude(handler, conn, false)
+        } else {
+            (drained || !state.is_quiet()) && self.settle_unusual(handler, conn, drained)
         }
-        // Even if all is quiet again: a handler whose output has drained has yet to hear of it.
-        (drained || !state.is_quiet()) && self.conclude(handler, conn, drained)
     }
 
-    /// Steps 3 and 4 for connections that are not just open.
+    /// The same for connections that are not just open, or whose output has drained.
     #[inline(never)]
-    fn steps_3_and_4(&self, handler: &mut H, conn: &Connection<'_>, drained: bool) -> bool {
+    fn settle_unusual(&self, handler: &mut H, conn: &Connection<'_>, mut drained: bool) -> bool {
         let state = &self.core.state;
+        if state.is_over() && !drained {
+            // There is nothing more to tell than that.
+            return true;
+        }
         if state.is_eof() && state.take_half_close() {
             handler.on_half_close(conn);
         }
-        if state.can_flush() { self.flush() } else { drained }
+        if state.can_flush() {
+            drained = self.flush();
+        }
+        // Even if all is quiet again: a handler whose output has drained has yet to hear of it.
+        (drained || !state.is_quiet()) && self.conclude(handler, conn, drained)
     }
 
     /// Steps 5 and 6 for connections that are not just open.
