@@ -198,7 +198,11 @@ pub fn play(threads: usize, at: At, act: Act) -> Play {
         }
         At::HalfClose | At::Close => actor.shutdown(Shutdown::Write).unwrap(),
         At::Timer => wish("timer"),
-        At::Stopping => running.server.stop(Duration::MAX),
+        At::Stopping => {
+            // Who is not in yet when the stop begins stays out.
+            await_told(Role::Actor, "Connect");
+            running.server.stop(Duration::MAX);
+        }
         At::Post => wish("post"),
     }
     await_told(Role::Actor, &format!("{at:?}"));
