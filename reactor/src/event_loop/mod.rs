@@ -204,6 +204,10 @@ impl EventLoop {
     ///
     /// The clock is monotonic: setting the time of day changes nothing. Timers are kept in ticks
     /// of 65.5 µs, rounded up; those of one tick run in the order of their deadlines.
+    ///
+    /// The clock is read for each call. A program that arms a timer for every request, and to which
+    /// it does not matter how long the callback has been running, gets them at half the price by
+    /// `run_at(event_loop.now() + delay, f)`, which counts from the [time of the turn](EventLoop::now).
     pub fn run_after(&self, delay: Duration, f: impl FnOnce(&EventLoop) + 'static) -> TimerId {
         // No clock is read for "at once": the loop's beginning is past enough.
         let deadline = if delay.is_zero() { 0 } else { self.clock().saturating_add(nanos(delay)) };
@@ -250,8 +254,7 @@ impl EventLoop {
     /// the end of the turn, not inside this call.
     pub fn cancel(&self, id: TimerId) -> bool {
         let Some(timer) = self.timers.cancel(id) else { return false };
-        // Most timers hold nothing, or numbers.
-        if timer.needs_drop() {
+        if let Some(timer) = timer {
             self.bury(Dead::Timer(timer));
         }
         true
@@ -331,9 +334,9 @@ impl EventLoop {
         value.downcast().unwrap_or_else(|_| unreachable!("found by its type"))
     }
 
-    /// The time at which this turn began to run callbacks: good enough for time stamps and
-    /// cheaper than the clock, which it reads at most once a turn. Before the loop runs, it is the
-    /// time now.
+    /// The time of this turn, for which the clock is read at most once: when somebody first asks.
+    /// Good enough for time stamps, and for deadlines that may be as early as the turn's callbacks
+    /// have taken since then. Before the loop runs, it is the time now.
     #[must_use]
     pub fn now(&self) -> Instant {
         self.now.get().unwrap_or_else(|| {

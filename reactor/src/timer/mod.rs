@@ -7,6 +7,7 @@
 mod wheel;
 
 use std::cell::RefCell;
+use std::mem;
 use std::time::Duration;
 
 use crate::EventLoop;
@@ -25,6 +26,13 @@ pub(crate) enum Timer {
         /// `None` in the wheel while it runs, for no cell may be borrowed while user code does.
         callback: Option<Callback>,
     },
+}
+
+impl Default for Timer {
+    /// Nothing to call.
+    fn default() -> Timer {
+        Timer::Every { period: 1, callback: None }
+    }
 }
 
 impl Timer {
@@ -53,10 +61,11 @@ impl TimerQueue {
         self.wheel.borrow_mut().insert(deadline, timer)
     }
 
-    /// Disarms a timer. The caller drops it when nothing is borrowed, for its callback is the
-    /// user's.
-    pub(crate) fn cancel(&self, id: TimerId) -> Option<Timer> {
-        self.wheel.borrow_mut().remove(id)
+    /// Disarms a timer, and returns what it would have called, if dropping that runs code: the caller
+    /// does so when nothing is borrowed. Others are not even moved. `None` if it is gone already.
+    pub(crate) fn cancel(&self, id: TimerId) -> Option<Option<Timer>> {
+        let mut wheel = self.wheel.borrow_mut();
+        wheel.remove_by(id, |timer| timer.needs_drop().then(|| mem::take(timer)))
     }
 
     /// When the next timer is due.

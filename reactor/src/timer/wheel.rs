@@ -20,7 +20,7 @@
 //!                    slot { head, tail, earliest }-+    the ticks from 192 to 255
 //!                           |
 //!                           +-> entry <-> entry <-> entry    in the order of arming; the links
-//!                                                            are indices into one slab
+//!                                                            are indices into one vector
 //! ```
 //!
 //! Three things follow, and the code below is little else:
@@ -37,8 +37,6 @@
 
 use std::mem;
 use std::num::NonZeroU32;
-
-use slab::Slab;
 
 /// A tick in nanoseconds. A power of two, so that a division is a shift; far below the millisecond
 /// that `epoll_wait` rounds to, so that it is not the tick that makes a timer late.
@@ -77,24 +75,31 @@ pub struct TimerId {
 pub(crate) struct Wheel<T> {
     /// The latest time that `advance` was told; its tick is the hand.
     now: u64,
-    entries: Slab<Entry<T>>,
+    entries: Vec<Entry<T>>,
+    /// The first of the vacant entries, which are linked by `next`.
+    vacant: u32,
+    /// How many entries are not vacant.
+    len: usize,
     /// Level after level, then `LATE`. Nothing until the first timer, for many loops have none.
     slots: Vec<Slot>,
     /// Per level, one bit for each slot that is not empty.
     occupied: [u64; LEVELS + 1],
-    /// Counts insertions for the whole wheel, so that ids stay unique when the slab is replaced.
+    /// Counts insertions for the whole wheel, so that ids stay unique when entries go and come back.
     generation: NonZeroU32,
     /// What `advance` found, with the deadlines to sort it by; empty between calls.
     batch: Vec<(u64, TimerId)>,
-    /// Removals from a slab that is much too large, since `shrink` was last tried.
+    /// Removals while there is room for far too many, since `shrink` was last tried.
     removals: usize,
 }
 
+/// Read and written where it stands, also while it is vacant: moving a timer into such a vector and
+/// out of it again would cost more than all else that is done to arm and cancel it.
 struct Entry<T> {
     deadline: u64,
     prev: u32,
     next: u32,
-    generation: NonZeroU32,
+    /// `None` if it is vacant.
+    generation: Option<NonZeroU32>,
     /// Which of the `slots`: level * 64 + slot, or `LATE`, or `NOWHERE`.
     place: u16,
     value: T,
@@ -115,11 +120,13 @@ impl Slot {
     const EMPTY: Slot = Slot { head: NIL, tail: NIL, earliest: 0 };
 }
 
-impl<T> Wheel<T> {
+impl<T: Default> Wheel<T> {
     pub(crate) fn new() -> Self {
         Wheel {
             now: 0,
-            entries: Slab::new(),
+            entries: Vec::new(),
+            vacant: NIL,
+            len: 0,
             slots: Vec::new(),
             occupied: [0; LEVELS + 1],
             generation: NonZeroU32::MIN,
@@ -131,47 +138,98 @@ impl<T> Wheel<T> {
     /// Whether there are no timers: neither any that wait, nor any that are due and not yet
     /// removed.
     pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len == 0
     }
 
     /// Arms a timer. One whose deadline has passed is due at the next `advance`, even if that is
     /// told the same time again; one beyond the last tick, in 584 years, never is.
     pub(crate) fn insert(&mut self, deadline: u64, value: T) -> TimerId {
-        if self.slots.is_empty() {
-            self.slots = vec![Slot::EMPTY; LATE as usize + 1];
+        if self.vacant == NIL {
+            self.grow();
         }
+        let index = self.vacant;
         let generation = self.next_generation();
-        let place = NOWHERE;
-        let entry = Entry { deadline, prev: NIL, next: NIL, generation, place, value };
-        let key = self.entries.insert(entry);
-        assert!(key < NIL as usize, "an index is 32 bits: there are too many timers");
+        let (place, prev) = self.append(index, self.tick_of(deadline));
 
-        let index = key as u32;
-        self.arm(index, deadline);
+        let entry = &mut self.entries[index as usize];
+        self.vacant = mem::replace(&mut entry.next, NIL);
+        self.len += 1;
+        entry.deadline = deadline;
+        entry.prev = prev;
+        entry.generation = Some(generation);
+        entry.place = place;
+        entry.value = value;
         TimerId { generation, index }
     }
 
     /// Cancels a timer, or takes a due one. `None` if it is gone already.
     pub(crate) fn remove(&mut self, id: TimerId) -> Option<T> {
-        self.entry(id)?;
-        self.unlink(id.index);
-        let entry = self.entries.remove(id.index as usize);
-        if self.entries.capacity() > KEPT_CAPACITY + 4 * self.entries.len() {
-            self.shrink();
-        }
-        Some(entry.value)
+        self.remove_by(id, mem::take)
     }
 
-    /// Gives back what lies behind the last entry; those before it cannot move, for ids are
+    /// The same where `take` decides what becomes of the value. One that it leaves is dropped when
+    /// another timer gets the place.
+    pub(crate) fn remove_by<R>(
+        &mut self,
+        id: TimerId,
+        take: impl FnOnce(&mut T) -> R,
+    ) -> Option<R> {
+        let vacant = self.vacant;
+        let entry = self.entry_mut(id)?;
+        let taken = take(&mut entry.value);
+        let (place, prev) = (entry.place, entry.prev);
+        let next = mem::replace(&mut entry.next, vacant);
+        entry.generation = None;
+        self.vacant = id.index;
+        self.len -= 1;
+        self.close_gap(place, prev, next);
+        if self.entries.capacity() > KEPT_CAPACITY + 4 * self.len {
+            self.shrink();
+        }
+        Some(taken)
+    }
+
+    /// Makes one entry more, vacant; and the slots, if it is the first.
+    fn grow(&mut self) {
+        if self.slots.is_empty() {
+            self.slots = vec![Slot::EMPTY; LATE as usize + 1];
+        }
+        assert!(
+            self.entries.len() < NIL as usize,
+            "an index is 32 bits: there are too many timers"
+        );
+        self.vacant = self.entries.len() as u32;
+        self.entries.push(Entry {
+            deadline: 0,
+            prev: NIL,
+            next: NIL,
+            generation: None,
+            place: NOWHERE,
+            value: T::default(),
+        });
+    }
+
+    /// Gives back what lies behind the last entry in use; those before it cannot move, for ids are
     /// indices. It may take a step for each of them, so it is tried once in as many removals as
     /// timers are left: not for each of a few that go in a bad order.
     #[cold]
     #[inline(never)]
     fn shrink(&mut self) {
         self.removals += 1;
-        if self.removals >= self.entries.len() {
-            self.removals = 0;
+        if self.removals < self.len {
+            return;
+        }
+        self.removals = 0;
+        let before = self.entries.len();
+        while self.entries.pop_if(|entry| entry.generation.is_none()).is_some() {}
+        if self.entries.len() < before {
             self.entries.shrink_to_fit();
+            self.vacant = NIL;
+            for (index, entry) in self.entries.iter_mut().enumerate() {
+                if entry.generation.is_none() {
+                    entry.next = mem::replace(&mut self.vacant, index as u32);
+                }
+            }
         }
     }
 
@@ -180,8 +238,9 @@ impl<T> Wheel<T> {
     pub(crate) fn rearm(&mut self, id: TimerId, deadline: u64) -> bool {
         let Some(entry) = self.entry_mut(id) else { return false };
         entry.deadline = deadline;
-        self.unlink(id.index);
-        self.arm(id.index, deadline);
+        let (place, prev, next) = (entry.place, entry.prev, entry.next);
+        self.close_gap(place, prev, next);
+        self.link(id.index, self.tick_of(deadline));
         true
     }
 
@@ -196,7 +255,8 @@ impl<T> Wheel<T> {
 
     /// All that is left, due or not, in no order.
     pub(crate) fn into_values(self) -> impl Iterator<Item = T> {
-        self.entries.into_iter().map(|(_, entry)| entry.value)
+        let armed = self.entries.into_iter().filter(|entry| entry.generation.is_some());
+        armed.map(|entry| entry.value)
     }
 
     /// When `advance` should be called next. Never later than the first timer's tick, and earlier
@@ -241,11 +301,13 @@ impl<T> Wheel<T> {
     }
 
     fn entry(&self, id: TimerId) -> Option<&Entry<T>> {
-        self.entries.get(id.index as usize).filter(|entry| entry.generation == id.generation)
+        let entry = self.entries.get(id.index as usize)?;
+        (entry.generation == Some(id.generation)).then_some(entry)
     }
 
     fn entry_mut(&mut self, id: TimerId) -> Option<&mut Entry<T>> {
-        self.entries.get_mut(id.index as usize).filter(|entry| entry.generation == id.generation)
+        let entry = self.entries.get_mut(id.index as usize)?;
+        (entry.generation == Some(id.generation)).then_some(entry)
     }
 
     /// Comes round after 2^32 insertions. For an old id to be taken for a new one then, the timer
@@ -255,26 +317,30 @@ impl<T> Wheel<T> {
         mem::replace(&mut self.generation, next)
     }
 
-    /// Puts an unlinked entry where its deadline belongs. The tick is rounded up: when the hand is
-    /// on it, the deadline has passed, so no timer is early.
-    fn arm(&mut self, index: u32, deadline: u64) {
-        let tick = if deadline <= self.now { self.hand() } else { deadline.div_ceil(TICK) };
-        if tick <= LAST_TICK {
-            self.link(index, tick);
-        }
+    /// The tick in which a timer that is armed now is due. It is rounded up: when the hand is on it,
+    /// the deadline has passed, so no timer is early.
+    fn tick_of(&self, deadline: u64) -> u64 {
+        if deadline <= self.now { self.hand() } else { deadline.div_ceil(TICK) }
     }
 
-    /// Appends an unlinked entry to the slot of `tick`.
+    /// Puts an entry that is in no slot into that of `tick`.
     fn link(&mut self, index: u32, tick: u64) {
+        let (place, prev) = self.append(index, tick);
+        let entry = &mut self.entries[index as usize];
+        entry.place = place;
+        entry.prev = prev;
+        entry.next = NIL;
+    }
+
+    /// Makes an entry the last in the slot of `tick`. Returns what the entry itself has to say then:
+    /// its place, and who is before it.
+    fn append(&mut self, index: u32, tick: u64) -> (u16, u32) {
+        if tick > LAST_TICK {
+            return (NOWHERE, NIL);
+        }
         let place = self.place_of(tick);
         let slot = &mut self.slots[place as usize];
         let tail = mem::replace(&mut slot.tail, index);
-
-        let entry = &mut self.entries[index as usize];
-        entry.prev = tail;
-        entry.next = NIL;
-        entry.place = place;
-
         if tail == NIL {
             slot.head = index;
             slot.earliest = tick;
@@ -283,6 +349,7 @@ impl<T> Wheel<T> {
             slot.earliest = slot.earliest.min(tick);
             self.entries[tail as usize].next = index;
         }
+        (place, tail)
     }
 
     fn place_of(&self, tick: u64) -> u16 {
@@ -295,14 +362,12 @@ impl<T> Wheel<T> {
         }
     }
 
-    /// Takes an entry out of its slot, if it is in one.
-    fn unlink(&mut self, index: u32) {
-        let entry = &mut self.entries[index as usize];
-        let (prev, next) = (entry.prev, entry.next);
-        let place = mem::replace(&mut entry.place, NOWHERE) as usize;
-        if place == NOWHERE as usize {
+    /// Joins what was before an entry and what was behind it, if it was in a slot.
+    fn close_gap(&mut self, place: u16, prev: u32, next: u32) {
+        if place == NOWHERE {
             return;
         }
+        let place = place as usize;
         let slot = &mut self.slots[place];
         if prev == NIL {
             slot.head = next;
@@ -340,8 +405,9 @@ impl<T> Wheel<T> {
             // A late timer is due although its tick, rounded up, may be the next one.
             if tick <= hand || place == LATE as usize {
                 entry.place = NOWHERE;
-                let id = TimerId { generation: entry.generation, index };
-                self.batch.push((entry.deadline, id));
+                if let Some(generation) = entry.generation {
+                    self.batch.push((entry.deadline, TimerId { generation, index }));
+                }
             } else {
                 self.link(index, tick);
             }

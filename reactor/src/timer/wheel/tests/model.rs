@@ -182,7 +182,7 @@ impl Model {
     fn check(&self) {
         check_lists(&self.wheel);
         let live = || self.timers.iter().filter_map(|(_, timer)| timer.as_ref());
-        assert_eq!(self.wheel.entries.len(), live().count());
+        assert_eq!(self.wheel.len, live().count());
         assert_eq!(self.wheel.is_empty(), live().count() == 0);
         for (id, timer) in &self.timers {
             assert_eq!(self.wheel.deadline(*id), timer.map(|timer| timer.deadline));
