@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use common::{ROUND_TRIPS, TASKS, Task, timers};
-use ruduo::{EventLoop, LoopHandle, LoopThread, PostError, TcpServer, UdpServer};
+use ruduo::{EventLoop, LoopHandle, LoopThread, PostError, TcpServer, TimerId, UdpServer};
 
 fn main() -> ExitCode {
     common::run(|task| match task.name.as_str() {
@@ -18,7 +18,8 @@ fn main() -> ExitCode {
         "echo-one-acceptor" => echo_on_loops(task, false),
         "echo-acceptors" => echo_on_loops(task, true),
         "udp" => udp(task),
-        "timers" => timers(),
+        "timers" => timers::<OfTheCall>(),
+        "timers-of-turn" => timers::<OfTheTurn>(),
         "tasks" => tasks(),
         "roundtrips" => round_trips(),
         _ => common::unknown(task),
@@ -66,40 +67,75 @@ fn udp(task: &Task) -> io::Result<()> {
 /// measured; and no program cancels a million timers in one.
 const PER_TURN: u64 = 1_000;
 
-fn timers() -> io::Result<()> {
+/// What the delay of a timer counts from.
+trait Clock: 'static {
+    fn arm(
+        event_loop: &EventLoop,
+        delay: Duration,
+        f: impl FnOnce(&EventLoop) + 'static,
+    ) -> TimerId;
+}
+
+/// The moment of the call: the clock is read.
+struct OfTheCall;
+
+impl Clock for OfTheCall {
+    fn arm(
+        event_loop: &EventLoop,
+        delay: Duration,
+        f: impl FnOnce(&EventLoop) + 'static,
+    ) -> TimerId {
+        event_loop.run_after(delay, f)
+    }
+}
+
+/// The time of the turn: the clock was read once for all of them.
+struct OfTheTurn;
+
+impl Clock for OfTheTurn {
+    fn arm(
+        event_loop: &EventLoop,
+        delay: Duration,
+        f: impl FnOnce(&EventLoop) + 'static,
+    ) -> TimerId {
+        event_loop.run_at(event_loop.now() + delay, f)
+    }
+}
+
+fn timers<C: Clock>() -> io::Result<()> {
     let event_loop = EventLoop::new()?;
     let ids = Rc::new(RefCell::new(Vec::with_capacity(timers::COUNT as usize)));
     let added = ids.clone();
     let add = Phase::begin("add", move |event_loop, i| {
-        added.borrow_mut().push(event_loop.run_after(timers::long(i), |_| {}));
+        added.borrow_mut().push(C::arm(event_loop, timers::long(i), |_| {}));
     });
     let cancel = |event_loop: &EventLoop| {
         let cancel = Phase::begin("cancel", move |event_loop, i| {
             event_loop.cancel(ids.borrow()[i as usize]);
         });
-        cancel.go_on(event_loop, pair);
+        cancel.go_on(event_loop, pair::<C>);
     };
     event_loop.defer(|event_loop| add.go_on(event_loop, cancel));
     event_loop.run()
 }
 
-fn pair(event_loop: &EventLoop) {
+fn pair<C: Clock>(event_loop: &EventLoop) {
     for i in 0..timers::WAITING {
-        event_loop.run_after(timers::long(i), |_| {});
+        C::arm(event_loop, timers::long(i), |_| {});
     }
     let pair = Phase::begin("add and cancel", |event_loop, i| {
-        let id = event_loop.run_after(timers::long(i), |_| {});
+        let id = C::arm(event_loop, timers::long(i), |_| {});
         event_loop.cancel(id);
     });
-    pair.go_on(event_loop, fire);
+    pair.go_on(event_loop, fire::<C>);
 }
 
-fn fire(event_loop: &EventLoop) {
+fn fire<C: Clock>(event_loop: &EventLoop) {
     let began = common::cpu_time();
     let left = Rc::new(Cell::new(timers::COUNT));
     for i in 0..timers::COUNT {
         let left = left.clone();
-        event_loop.run_after(timers::short(i), move |event_loop| {
+        C::arm(event_loop, timers::short(i), move |event_loop| {
             left.set(left.get() - 1);
             if left.get() == 0 {
                 common::each("add and fire", began);

@@ -91,6 +91,11 @@ pub(crate) const CONTESTANTS: &[Contestant] = {
             does: &[Waiting],
         },
         Contestant {
+            name: "ruduo, time of the turn",
+            program: Own { program: "bench-ruduo", manner: "-of-turn" },
+            does: &[Timers],
+        },
+        Contestant {
             name: "one acceptor",
             program: Own { program: "bench-ruduo", manner: "-one-acceptor" },
             does: &[Acceptors],

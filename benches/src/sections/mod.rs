@@ -62,7 +62,10 @@ pub(crate) const SECTIONS: &[Section] = &[
         name: "timers",
         title: "Timers",
         about: "A million timers: CPU time to add one, to cancel one, to add and cancel one while \
-                10,000 others wait, and from adding one to its callback.",
+                10,000 others wait, and from adding one to its callback. tokio, asio and ruduo's \
+                `run_after` read the clock for each; ruduo by the time of the turn, `run_at(now() + \
+                delay)`, libuv and libevent do not: libuv counts from the time of the loop's turn, \
+                and libevent, outside of callbacks as here, from a coarse clock.",
         charted: &["ns of CPU each"],
         measure: alone::timers,
     },
