@@ -394,6 +394,10 @@ impl EventLoop {
         self.agenda.update(|agenda| agenda | item);
     }
 
+    fn strike(&self, item: Agenda) {
+        self.agenda.update(|agenda| agenda - item);
+    }
+
     /// Inline, for else each value would be copied on its way to the grave.
     #[inline(always)]
     fn bury(&self, dead: Dead) {

@@ -77,12 +77,20 @@ impl EventLoop {
         Ok(())
     }
 
-    /// The phases after the events.
+    /// The phases after the events, as far as the agenda names them. An item is struck off it when
+    /// nothing is left of it.
     #[inline(never)]
     fn rest_of_turn(&self) -> io::Result<()> {
-        if self.goes_on()? && !self.timers.is_empty() {
+        if self.goes_on()? && self.agenda.get().contains(Agenda::TIMERS) {
             self.fire_timers();
         }
+        let work = self.agenda.get().contains(Agenda::WORK);
+        if work || self.handle.shared().inbox.is_pending() { self.work() } else { Ok(()) }
+    }
+
+    /// Tasks, the end of the turn, and what waits to be dropped.
+    #[inline(never)]
+    fn work(&self) -> io::Result<()> {
         if self.goes_on()? && self.has_tasks() {
             self.run_tasks();
         }
@@ -90,10 +98,9 @@ impl EventLoop {
             self.call_turn_ends();
             self.drop_dead();
         }
-        let mut agenda = self.agenda.get();
-        agenda.set(Agenda::WORK, self.has_tasks() || !self.at_turn_end.borrow().is_empty());
-        agenda.set(Agenda::TIMERS, !self.timers.is_empty());
-        self.agenda.set(agenda);
+        if !self.has_tasks() && self.at_turn_end.borrow().is_empty() {
+            self.strike(Agenda::WORK);
+        }
         Ok(())
     }
 
@@ -255,8 +262,14 @@ impl EventLoop {
     /// Calls the timers whose deadline has passed.
     #[inline(never)]
     fn fire_timers(&self) {
+        if self.timers.is_empty() {
+            return self.strike(Agenda::TIMERS);
+        }
         // After the I/O callbacks the time of the turn may be old.
         let now = self.clock();
+        if self.timers.next_expiry().is_none_or(|expiry| now < expiry) {
+            return;
+        }
         let due = self.timers.begin_batch(now);
         let fire = |id| {
             match self.timers.start(id) {
