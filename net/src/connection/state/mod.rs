@@ -124,7 +124,8 @@ pub(crate) struct State {
     pauses: Cell<u32>,
     /// What the handler has not consumed: a buffer of its size, or none, for lent buffers go back.
     input: Cell<Buffer>,
-    /// The two parts of an [`Output`]: mostly it is one buffer, which leaves at once.
+    /// The two parts of an [`Output`](super::output::Output): mostly it is one buffer, which leaves at
+    /// once.
     frozen: Cell<Option<Box<Frozen>>>,
     tail: Cell<Buffer>,
     sent: Cell<u64>,
