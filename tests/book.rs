@@ -1,6 +1,8 @@
 //! `docs/` is a book: each of its pages is in the summary, and what a page links is there, seen from
 //! the page as from the book, which stands beside `docs/` (`book.toml`).
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
