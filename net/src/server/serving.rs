@@ -193,7 +193,9 @@ impl Base {
         pool: LoopPool,
     ) -> io::Result<()> {
         let server = event_loop.local::<Servers>().serving.get(self.shared.id);
-        let entrance = Entrance::new(event_loop, &self.shared, server, Some(pool));
+        let elsewhere = pool.loops() != [event_loop.handle()];
+        let pool = elsewhere.then_some(pool);
+        let entrance = Entrance::new(event_loop, &self.shared, server, pool);
         let acceptor = Acceptor::start(event_loop, listener, entrance).map_err(|e| {
             io::Error::new(e.kind(), format!("accepting on {}: {e}", self.shared.local_addr))
         })?;

@@ -171,8 +171,11 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
                 handler.on_write_complete(conn);
             }
             !state.is_quiet() && self.conclude(handler, conn, false)
+        } else if drained {
+            self.settle_unusual(handler, conn, drained)
         } else {
-            (drained || !state.is_quiet()) && self.settle_unusual(handler, conn, drained)
+            // If it is over, there is nothing more to tell than that.
+            !state.is_quiet() && (state.is_over() || self.settle_unusual(handler, conn, drained))
         }
     }
 
@@ -180,10 +183,6 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     #[inline(never)]
     fn settle_unusual(&self, handler: &mut H, conn: &Connection<'_>, mut drained: bool) -> bool {
         let state = &self.core.state;
-        if state.is_over() && !drained {
-            // There is nothing more to tell than that.
-            return true;
-        }
         if state.is_eof() && state.take_half_close() {
             handler.on_half_close(conn);
         }
