@@ -110,6 +110,25 @@ fn b54_slow_callbacks_of_the_loop_are_named() {
     });
 }
 
+#[test]
+fn b54_what_many_timers_take_together_is_not_blamed_on_the_first() {
+    alone!().expect_log(SLOW_CALLBACK).run(|| {
+        some_attempt("sorting", || {
+            let threshold = Duration::from_millis(2);
+            let event_loop = EventLoop::builder().slow_callback(threshold).build().unwrap();
+            let now = event_loop.now();
+            for i in 0..200_000_u64 {
+                let scattered = Duration::from_nanos(i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 44);
+                event_loop.run_at(now + scattered, |_| {});
+            }
+            event_loop.run_at(now + threshold, EventLoop::quit);
+            let before = lines().len();
+            event_loop.run().unwrap();
+            lines()[before..].first().is_some_and(|line| line.contains("sorting the timers"))
+        });
+    });
+}
+
 /// Blocks in one of its callbacks.
 struct Slow {
     which: &'static str,
