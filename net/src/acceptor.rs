@@ -16,7 +16,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use ruduo_reactor::sys::socket;
@@ -24,15 +24,13 @@ use ruduo_reactor::{Channel, Event, EventLoop, Interest, Source, Token};
 
 use crate::Address;
 use crate::listener::Listener;
+use crate::seldom::Seldom;
 
 /// The most connections accepted, or refused by way of the spare descriptor, in one turn.
 const MAX_BURST: u32 = 64;
 
 /// How long the listener pauses when resources are short.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// At most one line in this time tells of a shortage.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What an acceptor does with what it accepts.
 pub(crate) trait Acceptance {
@@ -55,7 +53,7 @@ pub(crate) struct Acceptor {
     spare: RefCell<Option<File>>,
     /// Failed attempts since the last success.
     failures: Cell<u32>,
-    last_log: Cell<Option<Instant>>,
+    complaints: Seldom,
 }
 
 impl Acceptor {
@@ -72,7 +70,7 @@ impl Acceptor {
             last_turn: Cell::new(0),
             spare: RefCell::new(open_spare()),
             failures: Cell::new(0),
-            last_log: Cell::new(None),
+            complaints: Seldom::default(),
         };
         event_loop.register(Channel::from_source(Rc::new(acceptor), Interest::READ))
     }
@@ -159,18 +157,14 @@ impl Acceptor {
 
     fn pause(&self, event_loop: &EventLoop, token: Token) {
         if let Err(e) = event_loop.set_interest(token, Interest::NONE) {
-            log::warn!("pausing a listener: {e}");
-            return;
+            return self.log(&format!("pausing a listener: {e}"));
         }
         self.acceptance.paused();
         resume_later(event_loop, token);
     }
 
     fn log(&self, line: &str) {
-        let now = Instant::now();
-        let due = self.last_log.get().is_none_or(|last| now - last >= LOG_INTERVAL);
-        if due {
-            self.last_log.set(Some(now));
+        if self.complaints.is_due() {
             log::warn!("{line}");
         }
     }

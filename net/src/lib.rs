@@ -26,6 +26,7 @@ mod metrics;
 mod place;
 mod posted;
 mod relay;
+mod seldom;
 mod server;
 mod signals;
 mod socket_file;

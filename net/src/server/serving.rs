@@ -34,6 +34,7 @@ use crate::listener::Listener;
 use crate::loops::install_on;
 use crate::metrics::Counters;
 use crate::place::Resident;
+use crate::seldom::Seldom;
 use crate::transport::Plain;
 use crate::{Address, Connection, Handler};
 
@@ -291,6 +292,8 @@ struct LoopServer<F> {
     acceptor: Cell<Option<Token>>,
     /// The earliest deadline of those who have stopped it, and the timer that cuts then.
     cut_at: Cell<Option<(Instant, TimerId)>>,
+    /// About connections that cannot be watched.
+    complaints: Seldom,
 }
 
 impl<F, H> LoopServer<F>
@@ -320,6 +323,7 @@ where
             context: Rc::new(context),
             factory: RefCell::new(factory),
             acceptor: Cell::new(None),
+            complaints: Seldom::default(),
             cut_at: Cell::new(None),
         });
         if let Some(listener) = part.listener {
@@ -362,7 +366,9 @@ where
     fn adopt(&self, event_loop: &EventLoop, socket: OwnedFd, peer: Address) {
         let endpoint = Endpoint::new(&self.context, socket, peer, Plain);
         if let Err(e) = endpoint.open(event_loop) {
-            log::error!("closing {e}");
+            if self.complaints.is_due() {
+                log::error!("closing {e}");
+            }
             event_loop.handle().remove_load();
             return self.shared.lose(endpoint.core().host());
         }

@@ -44,7 +44,8 @@ impl EventLoop {
     /// only if something changes.
     ///
     /// With [`Interest::NONE`] the channel still learns of an error or hang-up, once: a peer that
-    /// goes away while nobody reads is noticed, but does not make the loop spin.
+    /// goes away while nobody reads is noticed, but does not make the loop spin. (If the kernel refuses
+    /// the change for want of memory, it learns of that when it waits for something again.)
     ///
     /// # Errors
     /// `NotFound` if the token's channel is gone; the kernel's limits.
@@ -64,8 +65,18 @@ impl EventLoop {
         } else {
             self.poller.add(source.as_fd(), token, interest, mode)
         };
-        result.map_err(|e| io::Error::new(e.kind(), format!("setting an interest: {e}")))?;
-        self.channels.set(token, Registration { interest, mode, watched: true });
+        let watched = match result {
+            Ok(()) => true,
+            // To hear nothing needs no memory of the kernel. It would also be told of errors and
+            // hang-ups; but that can wait until it is to hear something again.
+            Err(e) if watched && interest.is_empty() => {
+                log::debug!("setting no interest: {e}; not watching the descriptor at all");
+                self.unwatch(&*source);
+                false
+            }
+            Err(e) => return Err(io::Error::new(e.kind(), format!("setting an interest: {e}"))),
+        };
+        self.channels.set(token, Registration { interest, mode, watched });
         Ok(())
     }
 
