@@ -125,13 +125,13 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     fn event(
         &self,
         event_loop: &EventLoop,
-        steps_1_and_2: impl FnOnce(&mut H, &Connection<'_>) -> bool,
+        steps_1_and_2: impl FnOnce(&mut H, &Connection<'_>),
     ) {
         let conn = Connection::in_event(event_loop, &self.core);
         let over = match &mut *self.handler.borrow_mut() {
             Some(handler) => {
-                let drained = steps_1_and_2(handler, &conn);
-                self.settle(handler, &conn, drained)
+                steps_1_and_2(handler, &conn);
+                self.settle(handler, &conn)
             }
             // Not begun, or never to begin.
             None => self.core.state.is_over(),
@@ -142,63 +142,57 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     }
 
     /// Steps 1 and 2 when there is more to an event than data: room to write, an error, a hang-up.
-    /// True if the last of the output was sent.
     #[inline(never)]
-    fn on_unusual_event(&self, handler: &mut H, conn: &Connection<'_>, ready: Ready) -> bool {
+    fn on_unusual_event(&self, handler: &mut H, conn: &Connection<'_>, ready: Ready) {
         let gone = Ready::ERROR | Ready::HANGUP;
         let state = &self.core.state;
-        let writable = state.is_blocked() && ready.intersects(Ready::WRITE | gone);
-        let drained = writable && {
+        if state.is_blocked() && ready.intersects(Ready::WRITE | gone) {
             state.unblock();
-            self.flush()
-        };
+            self.flush();
+        }
         let received = ready.intersects(Ready::READ | gone) && self.receive(handler, conn);
         // Input that is held back is no reason not to read what comes after it.
         let stays_unread = !received && !self.core.state.wants_read();
         if stays_unread && ready.intersects(gone) {
             self.hung_up();
         }
-        drained
     }
 
-    /// Steps 3 to 6. `drained`: step 1 has sent the last of the output. True if the connection is
-    /// over.
+    /// Steps 3 to 6. True if the connection is over.
     #[inline(always)]
-    fn settle(&self, handler: &mut H, conn: &Connection<'_>, drained: bool) -> bool {
+    fn settle(&self, handler: &mut H, conn: &Connection<'_>) -> bool {
         let state = &self.core.state;
         if state.has_only_output() {
             if self.flush_single() {
                 handler.on_write_complete(conn);
             }
-            !state.is_quiet() && self.conclude(handler, conn, false)
-        } else if drained {
-            self.settle_unusual(handler, conn, drained)
+            !state.is_quiet() && self.conclude(handler, conn)
         } else {
-            // If it is over, there is nothing more to tell than that.
-            !state.is_quiet() && (state.is_over() || self.settle_unusual(handler, conn, drained))
+            // If it is over, there is mostly nothing more to tell than that.
+            let nothing_to_tell = state.is_over() && !state.is_drained();
+            !state.is_quiet() && (nothing_to_tell || self.settle_unusual(handler, conn))
         }
     }
 
-    /// The same for connections that are not just open, or whose output has drained.
+    /// The same for connections that are not just open, or have more to send than one piece.
     #[inline(never)]
-    fn settle_unusual(&self, handler: &mut H, conn: &Connection<'_>, mut drained: bool) -> bool {
+    fn settle_unusual(&self, handler: &mut H, conn: &Connection<'_>) -> bool {
         let state = &self.core.state;
         if state.is_eof() && state.take_half_close() {
             handler.on_half_close(conn);
         }
         if state.can_flush() {
-            drained = self.flush();
+            self.flush();
         }
-        // Even if all is quiet again: a handler whose output has drained has yet to hear of it.
-        (drained || !state.is_quiet()) && self.conclude(handler, conn, drained)
+        !state.is_quiet() && self.conclude(handler, conn)
     }
 
     /// Steps 5 and 6 for connections that are not just open.
     #[inline(never)]
-    fn conclude(&self, handler: &mut H, conn: &Connection<'_>, drained: bool) -> bool {
+    fn conclude(&self, handler: &mut H, conn: &Connection<'_>) -> bool {
         let state = &self.core.state;
         self.tell_of_marks(handler, conn);
-        if drained && !state.is_ended() {
+        if state.take_drained() && !state.is_ended() {
             handler.on_write_complete(conn);
         }
         if state.take_rejection() {
@@ -298,7 +292,6 @@ impl<T: Transport, H: Handler> Source for Endpoint<T, H> {
                 return self.on_unusual_event(handler, conn, event.ready);
             }
             self.receive(handler, conn);
-            false
         });
     }
 
@@ -310,7 +303,6 @@ impl<T: Transport, H: Handler> Source for Endpoint<T, H> {
             if let Some(input) = held {
                 self.deliver(handler, conn, input);
             }
-            false
         });
     }
 

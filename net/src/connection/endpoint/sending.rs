@@ -12,11 +12,15 @@ use crate::metrics;
 use crate::transport::Transport;
 
 impl<T: Transport, H: Handler> Endpoint<T, H> {
-    /// Steps 1 and 4: one system call with all that is queued, or as much of it as fits. True if
-    /// nothing is left.
-    pub(super) fn flush(&self) -> bool {
-        if self.core.state.has_single_output() { self.flush_single() } else { self.flush_several() }
+    /// Steps 1 and 4: one system call with all that is queued, or as much of it as fits. If nothing
+    /// is left, the handler is to be told so.
+    pub(super) fn flush(&self) {
+        let state = &self.core.state;
+        let single = state.has_single_output();
+        state.flushed(if single { self.flush_single() } else { self.flush_several() });
     }
+
+    /// The same for output that is one piece. True if nothing is left.
 
     #[inline(always)]
     pub(super) fn flush_single(&self) -> bool {

@@ -82,6 +82,8 @@ bitflags! {
         const SEVERAL = 1 << 18;
         /// The handler has left some of its input.
         const LEFT = 1 << 19;
+        /// The kernel has taken the last of the output, and the handler has yet to hear of that.
+        const DRAINED = 1 << 20;
 
         const READ_OVER = Self::EOF_TOLD.bits() | Self::READ_FAILED.bits();
         const WRITE_OVER = Self::FIN_SENT.bits() | Self::WRITE_FAILED.bits();

@@ -104,6 +104,25 @@ impl State {
         self.status.set(self.status.get() - Status::PENDING);
     }
 
+    /// After a flush: whether nothing was left.
+    pub(crate) fn flushed(&self, drained: bool) {
+        let mut status = self.status.get();
+        status.set(Status::DRAINED, drained);
+        self.status.set(status);
+    }
+
+    /// Whether the handler is to be told that its output has drained.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.is(Status::DRAINED)
+    }
+
+    /// The same, true once.
+    pub(crate) fn take_drained(&self) -> bool {
+        let due = self.is_drained();
+        self.remove(Status::DRAINED);
+        due
+    }
+
     /// The kernel took `n` of the bytes offered. True if that was all there is.
     pub(crate) fn wrote(&self, n: usize, offered: usize, lender: &Lender) -> bool {
         self.sent.set(self.sent.get() + n as u64);

@@ -227,16 +227,15 @@ impl World {
             return;
         }
         self.watched = self.wants != (false, false);
-        let mut drained = false;
         if self.state.is_blocked() && (write || gone) {
             self.state.unblock();
-            drained = self.flush();
+            self.flush();
         }
         let received = (read || gone) && self.receive();
         if !received && gone && !self.state.wants_read() {
             self.hung_up();
         }
-        self.settle(drained);
+        self.settle();
     }
 
     fn receive(&mut self) -> bool {
@@ -297,8 +296,13 @@ impl World {
         }
     }
 
+    fn flush(&mut self) {
+        let drained = self.send();
+        self.state.flushed(drained);
+    }
+
     /// True if nothing is left.
-    fn flush(&mut self) -> bool {
+    fn send(&mut self) -> bool {
         let offered = offered(&self.state);
         assert!(!offered.is_empty(), "a system call for nothing");
         if self.writes_fail || self.reset {
@@ -322,14 +326,14 @@ impl World {
         false
     }
 
-    fn settle(&mut self, mut drained: bool) {
+    fn settle(&mut self) {
         if self.state.is_eof() && self.state.take_half_close() {
             self.on_half_close();
         }
         if self.state.can_flush() {
-            drained = self.flush();
+            self.flush();
         }
-        if drained && !self.state.is_ended() {
+        if self.state.take_drained() && !self.state.is_ended() {
             assert_eq!(self.state.pending_output(), 0, "write complete, but something waits");
         }
         if self.wants != (true, false) || !self.state.is_quiet() {
@@ -379,7 +383,7 @@ impl World {
         if let Some(input) = self.state.begin_delivery(&LIMITS, 0) {
             self.deliver(input);
         }
-        self.settle(false);
+        self.settle();
     }
 
     // The account.
