@@ -159,6 +159,7 @@ impl Core {
     /// What handles share with us; made for the first one.
     pub(super) fn posted(&self) -> &Arc<Posted> {
         self.posted.get_or_init(|| {
+            self.state.share();
             let (limits, state) = (&self.context.limits, &self.state);
             let throttle = Throttle::new(limits.low_water, state.is_above_high());
             Arc::new(Posted::new(limits.output, state.is_ended(), throttle))

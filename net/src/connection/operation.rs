@@ -123,13 +123,14 @@ impl Connection<'_> {
     }
 
     /// Queues the contents of a buffer by the short way, if it is open: inside an event, and with
-    /// nothing else that waits, here or on its way here.
+    /// nothing else that waits, here or on its way here. Only a connection with handles has to ask
+    /// for the latter.
     #[inline(always)]
     pub(super) fn queue_first(&self, buffer: &mut Buffer) -> bool {
-        let core = self.core;
-        self.in_event
-            && !core.has_outstanding()
-            && core.state.queue_first(buffer, core.context.single)
+        let (state, most) = (&self.core.state, self.core.context.single);
+        let of_shared =
+            |buffer| !self.core.has_outstanding() && state.queue_first(buffer, most, true);
+        self.in_event && (state.queue_first(buffer, most, false) || of_shared(buffer))
     }
 
     /// Queues output for a caller who gets no error: what cannot be sent is counted, and output

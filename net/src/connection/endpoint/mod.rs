@@ -122,11 +122,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     /// Begins an event: the handler is borrowed once for all its callbacks, which never nest. The
     /// loop catches panics.
     #[inline(always)]
-    fn event(
-        &self,
-        event_loop: &EventLoop,
-        steps_1_and_2: impl FnOnce(&mut H, &Connection<'_>),
-    ) {
+    fn event(&self, event_loop: &EventLoop, steps_1_and_2: impl FnOnce(&mut H, &Connection<'_>)) {
         let conn = Connection::in_event(event_loop, &self.core);
         let over = match &mut *self.handler.borrow_mut() {
             Some(handler) => {

@@ -21,7 +21,6 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     }
 
     /// The same for output that is one piece. True if nothing is left.
-
     #[inline(always)]
     pub(super) fn flush_single(&self) -> bool {
         let state = &self.core.state;

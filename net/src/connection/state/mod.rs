@@ -84,6 +84,8 @@ bitflags! {
         const LEFT = 1 << 19;
         /// The kernel has taken the last of the output, and the handler has yet to hear of that.
         const DRAINED = 1 << 20;
+        /// There are handles, so something that they have posted may be on its way here.
+        const SHARED = 1 << 21;
 
         const READ_OVER = Self::EOF_TOLD.bits() | Self::READ_FAILED.bits();
         const WRITE_OVER = Self::FIN_SENT.bits() | Self::WRITE_FAILED.bits();
@@ -155,6 +157,6 @@ impl State {
     /// Just open: nothing to send, tell or wait for but input, and no end in sight.
     #[inline(always)]
     pub(crate) fn is_quiet(&self) -> bool {
-        (self.status.get() - Status::LEFT).is_empty()
+        (self.status.get() - (Status::LEFT | Status::SHARED)).is_empty()
     }
 }

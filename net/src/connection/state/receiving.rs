@@ -9,7 +9,7 @@ impl State {
     /// added.
     #[inline(always)]
     pub(crate) fn is_untouched(&self) -> bool {
-        self.status.get().is_empty()
+        (self.status.get() - Status::SHARED).is_empty()
     }
 
     /// Before a receive: what the handler has left. `None` if nothing is to be received now. What

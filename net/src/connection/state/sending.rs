@@ -29,13 +29,15 @@ impl State {
     }
 
     /// The short way: queues a buffer as it is, if nothing is unusual. False if something is, or if
-    /// the buffer takes more memory than `most`.
+    /// the buffer takes more memory than `most`. `shared`: for a connection that has handles, of
+    /// which the caller knows that nothing is on its way from them; otherwise for one that has none.
     #[inline(always)]
-    pub(crate) fn queue_first(&self, buffer: &mut Buffer, most: usize) -> bool {
-        let open = self.is_untouched() && !buffer.is_empty() && buffer.capacity() <= most;
+    pub(crate) fn queue_first(&self, buffer: &mut Buffer, most: usize, shared: bool) -> bool {
+        let usual = if shared { Status::SHARED } else { Status::empty() };
+        let open = self.status.get() == usual && !buffer.is_empty() && buffer.capacity() <= most;
         if open {
             self.put_single(std::mem::take(buffer));
-            self.status.set(Status::PENDING);
+            self.status.set(usual | Status::PENDING);
         }
         open
     }
@@ -69,6 +71,11 @@ impl State {
         std::mem::forget(self.tail.replace(single));
     }
 
+    /// From now on there are handles.
+    pub(crate) fn share(&self) {
+        self.insert(Status::SHARED);
+    }
+
     /// Whether anything more can be queued.
     pub(crate) fn takes_output(&self) -> bool {
         !self.is(Status::NO_SEND)
@@ -89,7 +96,7 @@ impl State {
     /// answer.
     #[inline(always)]
     pub(crate) fn has_only_output(&self) -> bool {
-        self.status.get() == Status::PENDING
+        self.status.get() - Status::SHARED == Status::PENDING
     }
 
     /// Whether the output is one piece.

@@ -108,10 +108,12 @@ fn queue(
         Kind::File => Outgoing::File(range(content)),
     };
     let outcome = match outgoing {
-        Outgoing::Buffer(buffer) => match state.queue_first(buffer, limits.output.min(MAX_OFFER)) {
-            true => Ok(()),
-            false => state.queue(Outgoing::Buffer(buffer), limits, lender),
-        },
+        Outgoing::Buffer(buffer) => {
+            match state.queue_first(buffer, limits.output.min(MAX_OFFER), false) {
+                true => Ok(()),
+                false => state.queue(Outgoing::Buffer(buffer), limits, lender),
+            }
+        }
         outgoing => state.queue(outgoing, limits, lender),
     };
     assert!(outcome.is_err() || !matches!(kind, Kind::Buffer) || buffer.is_empty(), "moved");
@@ -221,9 +223,10 @@ fn a_short_write_waits_for_room_and_a_full_one_does_not() {
 fn all_of_one_piece_leaves_the_short_way() {
     let state = State::default();
     let mut answer = Buffer::from(bytes(0, 100));
-    assert!(!state.queue_first(&mut Buffer::new(), LIMITS.output), "nothing is not output");
-    assert!(state.queue_first(&mut answer, LIMITS.output) && !answer.has_storage());
-    assert!(!state.queue_first(&mut Buffer::from("more"), LIMITS.output), "it is not the first");
+    let queue = |buffer: &mut Buffer| state.queue_first(buffer, LIMITS.output, false);
+    assert!(!queue(&mut Buffer::new()), "nothing is not output");
+    assert!(queue(&mut answer) && !answer.has_storage());
+    assert!(!queue(&mut Buffer::from("more")), "it is not the first");
     assert!(state.has_only_output());
 
     let single = state.take_single().unwrap();
@@ -232,6 +235,19 @@ fn all_of_one_piece_leaves_the_short_way() {
     state.all_sent(100);
     assert_eq!((state.bytes_sent(), state.pending_output(), memory(&state)), (100, 0, 0));
     assert!(state.is_quiet() && state.is_untouched());
+}
+
+#[test]
+fn with_handles_the_short_way_is_only_for_who_has_asked_them() {
+    let (state, lender) = (State::default(), lender());
+    state.share();
+    assert!(state.is_quiet() && state.is_untouched());
+    let mut answer = Buffer::from(bytes(0, 100));
+    assert!(!state.queue_first(&mut answer, LIMITS.output, false));
+    assert!(state.queue_first(&mut answer, LIMITS.output, true) && state.has_only_output());
+    lender.give_back(state.take_single().unwrap());
+    state.all_sent(100);
+    assert!(state.is_quiet() && !state.queue_first(&mut Buffer::from("more"), 100, false));
 }
 
 #[test]
