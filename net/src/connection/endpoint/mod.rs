@@ -164,9 +164,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
             }
             !state.is_quiet() && self.conclude(handler, conn)
         } else {
-            // If it is over, there is mostly nothing more to tell than that.
-            let nothing_to_tell = state.is_over() && !state.is_drained();
-            !state.is_quiet() && (nothing_to_tell || self.settle_unusual(handler, conn))
+            !state.is_quiet() && self.settle_unusual(handler, conn)
         }
     }
 
@@ -174,6 +172,10 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
     #[inline(never)]
     fn settle_unusual(&self, handler: &mut H, conn: &Connection<'_>) -> bool {
         let state = &self.core.state;
+        if state.is_over() && !state.is_drained() {
+            // There is nothing more to tell than that.
+            return true;
+        }
         if state.is_eof() && state.take_half_close() {
             handler.on_half_close(conn);
         }
