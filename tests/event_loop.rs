@@ -17,7 +17,7 @@ use bare_loop::{
 use common::{DEADLINE, within};
 use nix::sys::wait::waitpid;
 use ruduo::{
-    Channel, Event, EventLoop, Interest, LoopHandle, LoopPool, LoopThread, PostError, Signal,
+    Channel, Event, EventLoop, Interest, LoopHandle, LoopPool, LoopThread, Mode, PostError, Signal,
 };
 
 #[test]
@@ -167,6 +167,58 @@ fn b40_a_pool_is_started_and_dropped_10_000_times_on_one_cpu() {
         one.set(cpu).unwrap();
         sched_setaffinity(this, &one).unwrap();
         start_and_drop_a_pool_10_000_times();
+    });
+}
+
+type Tell = Box<dyn FnOnce(&EventLoop) + Send>;
+
+/// Tells when it is dropped.
+struct Last {
+    event_loop: LoopHandle,
+    tell: Option<Tell>,
+}
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        self.event_loop.with_local(self.tell.take().unwrap());
+    }
+}
+
+/// There is nothing else for which the loop would have to look: no timer, no other task.
+#[test]
+fn what_an_event_gives_a_loop_to_do_is_done_in_its_turn() {
+    each_poller!().run(|| {
+        let ways: [fn(&EventLoop, Tell); 4] = [
+            |event_loop, tell| event_loop.defer(tell),
+            |event_loop, tell| event_loop.handle().post(tell).unwrap(),
+            |event_loop, tell| _ = event_loop.run_after(Duration::ZERO, tell),
+            |event_loop, tell| {
+                let last = Last { event_loop: event_loop.handle(), tell: Some(tell) };
+                let handler = move |_: &EventLoop, _: &_, _: Event| _ = &last;
+                let channel = Channel::new(pair().0, Interest::WRITE, handler);
+                let token = event_loop.register(channel).unwrap();
+                assert!(event_loop.deregister(token));
+            },
+        ];
+        let thread = LoopThread::spawn("test-loop", EventLoop::builder(), |_| Ok(())).unwrap();
+        for (way, ask) in ways.into_iter().enumerate() {
+            let (mut near, far) = pair();
+            near.write_all(b"x").unwrap();
+            let (turn, turns) = mpsc::channel();
+            let handler = move |event_loop: &EventLoop, _: &_, _: Event| {
+                let turn = turn.clone();
+                let tell = move |event_loop: &EventLoop| {
+                    turn.send(event_loop.metrics().turns).unwrap();
+                };
+                tell.clone()(event_loop);
+                ask(event_loop, Box::new(tell));
+            };
+            let channel = move || Channel::new(far, Interest::READ, handler).mode(Mode::OneShot);
+            let register = |event_loop: &EventLoop| _ = event_loop.register(channel()).unwrap();
+            thread.handle().post(register).unwrap();
+            let (asked, done) = (within(&turns), within(&turns));
+            assert_eq!(asked, done, "way {way}");
+        }
     });
 }
 
