@@ -91,6 +91,8 @@ pub(super) struct Datagrams<'a> {
     inbound: &'a Inbound,
     /// How many bytes of one are wanted.
     room: usize,
+    /// Whether the kernel joins any: to ask it of each message costs half as much as all the rest.
+    joined: bool,
     /// The message to come.
     next: usize,
     /// What is left of one that is several.
@@ -98,8 +100,8 @@ pub(super) struct Datagrams<'a> {
 }
 
 impl<'a> Datagrams<'a> {
-    pub(super) fn of(inbound: &'a Inbound, room: usize) -> Datagrams<'a> {
-        Datagrams { inbound, room, next: 0, rest: None }
+    pub(super) fn of(inbound: &'a Inbound, room: usize, joined: bool) -> Datagrams<'a> {
+        Datagrams { inbound, room, joined, next: 0, rest: None }
     }
 }
 
@@ -116,7 +118,8 @@ impl<'a> Iterator for Datagrams<'a> {
                 (message, message.bytes)
             }
         };
-        let Received { name, beside, truncated, len, segment, .. } = message;
+        let Received { name, beside, truncated, len, .. } = message;
+        let segment = if self.joined { beside.segment() } else { None };
         let one = match segment {
             Some(size) if size < bytes.len() => {
                 let (one, rest) = bytes.split_at(size);

@@ -175,9 +175,10 @@ impl<'a> Beside<'a> {
         })
     }
 
-    /// If it is several datagrams, the size of each.
+    /// If it is several datagrams, the size of each; the last one may be smaller.
     #[cfg(target_os = "linux")]
-    pub(super) fn segment(self) -> Option<usize> {
+    #[must_use]
+    pub fn segment(self) -> Option<usize> {
         self.each().find_map(|(level, kind, control)| {
             let size: libc::c_int = match (level, kind) {
                 (libc::SOL_UDP, libc::UDP_GRO) => data(control),
@@ -189,7 +190,8 @@ impl<'a> Beside<'a> {
 
     /// Only Linux joins datagrams.
     #[cfg(not(target_os = "linux"))]
-    pub(super) fn segment(self) -> Option<usize> {
+    #[must_use]
+    pub fn segment(self) -> Option<usize> {
         None
     }
 

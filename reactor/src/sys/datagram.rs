@@ -94,8 +94,6 @@ pub struct Received<'a> {
     pub truncated: bool,
     /// Who has sent it: the [`Name`]'s bytes. Empty for a Unix socket without a name.
     pub name: &'a [u8],
-    /// If it is several, the size of each; the last one may be smaller.
-    pub segment: Option<usize>,
     /// What the kernel has told of it.
     pub beside: Beside<'a>,
 }
@@ -237,7 +235,6 @@ impl Inbound {
             len,
             truncated: header.msg_flags & libc::MSG_TRUNC != 0,
             name: &name[..(header.msg_namelen as usize).min(name.len())],
-            segment: if header.msg_controllen == 0 { None } else { beside.segment() },
             beside,
         })
     }

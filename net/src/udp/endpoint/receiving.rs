@@ -62,7 +62,7 @@ impl<H: UdpHandler> Endpoint<H> {
     /// Panics are caught once a batch: when one happens, the batch goes on behind it.
     fn deliver(&self, event_loop: &EventLoop, inbound: &Inbound) {
         let core = &self.core;
-        let mut datagrams = Datagrams::of(inbound, core.settings.receive_size);
+        let mut datagrams = Datagrams::of(inbound, core.settings.receive_size, core.bound.gro);
         let mut delivered = Delivered::default();
         let mut deliver_rest = || self.deliver_rest(event_loop, &mut datagrams, &mut delivered);
         while event_loop.isolate(format_args!("on_datagram of {core}"), &mut deliver_rest).is_err()
