@@ -32,6 +32,8 @@ pub(crate) struct Context {
     /// The clients that are part of a server on this loop; `None` if this is no server's. Each counts
     /// as open.
     parts: Option<RefCell<BTreeSet<u64>>>,
+    /// The server that it is part of.
+    whole: Option<Rc<Context>>,
     /// Called once, when no connection is left.
     when_empty: RefCell<Option<Continuation>>,
 }
@@ -56,6 +58,7 @@ impl Context {
             open: Cell::new(0),
             stopping: Cell::new(false),
             parts: None,
+            whole: None,
             when_empty: RefCell::default(),
         }
     }
@@ -63,6 +66,11 @@ impl Context {
     /// That of a server, which may have parts.
     pub(crate) fn of_server(self) -> Context {
         Context { parts: Some(RefCell::default()), ..self }
+    }
+
+    /// That of a client, which may be part of a server.
+    pub(crate) fn of_client(self, whole: Option<Rc<Context>>) -> Context {
+        Context { whole, ..self }
     }
 
     pub(crate) fn is_of_server(&self) -> bool {
@@ -100,6 +108,9 @@ impl Context {
         reason: &CloseReason,
     ) {
         self.counters.closed(reason, self.stopping.get());
+        if let Some(server) = &self.whole {
+            server.counters.ended(reason, server.stopping.get());
+        }
         self.open.set(self.open.get() - 1);
         (self.on_closed)(event_loop, host);
         self.check_empty(event_loop);

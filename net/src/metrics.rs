@@ -76,7 +76,8 @@ impl fmt::Display for ServerMetrics {
     }
 }
 
-/// How a server ended: from [`ServerHandle::wait`](crate::ServerHandle::wait).
+/// How a server ended: from [`ServerHandle::wait`](crate::ServerHandle::wait). The connections of
+/// clients that are [part of it](crate::Client::part_of) count, too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StopReport {
@@ -124,6 +125,11 @@ pub(crate) fn read(counter: &AtomicU64) -> u64 {
 impl Counters {
     pub(crate) fn closed(&self, reason: &CloseReason, stopping: bool) {
         add(self.closed.of(reason), 1);
+        self.ended(reason, stopping);
+    }
+
+    /// Counts one among those that a stop has ended, if it has.
+    pub(crate) fn ended(&self, reason: &CloseReason, stopping: bool) {
         if stopping || matches!(reason, CloseReason::LoopEnded) {
             add(if reason.is_clean() { &self.drained } else { &self.cut }, 1);
         }

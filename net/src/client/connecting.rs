@@ -70,8 +70,9 @@ where
     let on_closed = move |event_loop: &EventLoop, _: Option<IpAddr>| {
         with(event_loop, id, |worker| worker.closed(event_loop));
     };
-    let context =
-        Rc::new(Context::new::<Endpoint<Plain, H>>(event_loop, limits, Arc::default(), on_closed));
+    let context = Context::new::<Endpoint<Plain, H>>(event_loop, limits, Arc::default(), on_closed)
+        .of_client(settings.part_of.clone());
+    let context = Rc::new(context);
     let factory = Rc::new(RefCell::new(factory));
     let open = {
         let (context, shared) = (context.clone(), shared.clone());
