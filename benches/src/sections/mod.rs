@@ -63,9 +63,8 @@ pub(crate) const SECTIONS: &[Section] = &[
         title: "Timers",
         about: "A million timers: CPU time to add one, to cancel one, to add and cancel one while \
                 10,000 others wait, and from adding one to its callback. tokio, asio and ruduo's \
-                `run_after` read the clock for each; ruduo by the time of the turn, `run_at(now() + \
-                delay)`, libuv and libevent do not: libuv counts from the time of the loop's turn, \
-                and libevent, outside of callbacks as here, from a coarse clock.",
+                `run_after` read the clock for each. libevent reads a coarse one; libuv, and ruduo by \
+                `run_at(now() + delay)`, count from the time of the loop's turn.",
         charted: &["ns of CPU each"],
         measure: alone::timers,
     },
