@@ -406,6 +406,37 @@ fn two_servers_share_a_pool() {
     });
 }
 
+/// The loop that accepts keeps only those who are placed on it.
+#[test]
+fn a_server_on_a_loop_of_its_pool_is_served_by_the_others_too() {
+    each_poller!().run(|| {
+        let (send, receive) = mpsc::channel();
+        let thread = LoopThread::spawn("base", EventLoop::builder(), move |event_loop| {
+            let pool = LoopPool::builder(event_loop).threads(2).name("shared").start()?;
+            let start = move |event_loop: &EventLoop, pool: LoopPool| {
+                greet_by_thread(TcpServer::bind(event_loop, "127.0.0.1:0")?.pool(&pool))
+            };
+            let shared = pool.clone();
+            pool.loops()[0].post(move |event_loop| {
+                send.send((start(event_loop, shared.clone()), shared)).unwrap();
+            })?;
+            Ok(())
+        })
+        .unwrap();
+        let (server, pool) = within(&receive);
+        let server: ServerHandle = server.unwrap();
+        let peers: Vec<_> = (0..4).map(|_| connect(server.local_addr())).collect();
+        let mut names: Vec<_> = peers.iter().map(read_line).collect();
+        names.sort();
+        assert_eq!(names, ["shared-0", "shared-0", "shared-1", "shared-1"]);
+
+        server.stop(Duration::ZERO);
+        server.wait().unwrap();
+        pool.join().unwrap();
+        thread.join().unwrap();
+    });
+}
+
 /// Who connects before the loop runs comes with the first events, before any task.
 #[test]
 fn a_pool_without_threads_is_the_loop_itself_from_the_first_turn_on() {
