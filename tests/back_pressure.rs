@@ -100,6 +100,20 @@ fn b26_output_that_leaves_at_once_crosses_nothing() {
     });
 }
 
+/// Also if nothing is left to do then but to close.
+#[test]
+fn output_that_has_drained_is_told_of_before_the_end() {
+    each_poller!().run(|| {
+        let (this, peer) = recorded(|server| server.water_marks(MIB, A_LOT));
+        this.conn.send_shared(Arc::from(pattern(A_LOT))).unwrap();
+        peer.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(within(&this.told), Told::HalfClose);
+        assert_eq!(read_to_end(&peer).unwrap().len(), A_LOT);
+        assert_eq!(within(&this.told), Told::WriteComplete);
+        assert_eq!(this.closed(), "PeerClosed");
+    });
+}
+
 /// Takes requests of one byte while it may, and answers each at length.
 struct Answering {
     answer: Arc<[u8]>,
