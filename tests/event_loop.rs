@@ -16,6 +16,7 @@ use bare_loop::{
 };
 use common::{DEADLINE, within};
 use nix::sys::wait::waitpid;
+use nix::unistd::alarm;
 use ruduo::{
     Channel, Event, EventLoop, Interest, LoopHandle, LoopPool, LoopThread, Mode, PostError, Signal,
 };
@@ -438,6 +439,33 @@ fn a_child_forked_in_a_callback_gets_an_error_from_run() {
         outcome.unwrap();
         assert_exited_well(waitpid(child, None).unwrap());
         assert_eq!(seen.take(), ["timer", "task"]);
+    });
+}
+
+/// Nor does it wait for more, when the parent's loop would.
+#[test]
+fn a_child_forked_in_a_callback_does_not_wait() {
+    each_poller!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let (mut near, far) = pair();
+        near.write_all(b"x").unwrap();
+        let child = Record::new();
+        let forked = child.clone();
+        let fork_in_handler = move |event_loop: &EventLoop, _: &_, _: Event| match fork_here() {
+            Some(pid) => {
+                forked.push(pid);
+                event_loop.quit();
+            }
+            // Ends it, if nothing else does.
+            None => _ = alarm::set(DEADLINE.as_secs() as u32),
+        };
+        let channel = Channel::new(far, Interest::READ, fork_in_handler).mode(Mode::OneShot);
+        event_loop.register(channel).unwrap();
+
+        let outcome = event_loop.run();
+        let Some(child) = child.take().pop() else { exit_child(i32::from(outcome.is_ok())) };
+        outcome.unwrap();
+        assert_exited_well(waitpid(child, None).unwrap());
     });
 }
 

@@ -237,8 +237,8 @@ fn b54_slow_callbacks_of_datagram_sockets_are_named_with_the_socket() {
     });
 }
 
-/// Neither the life of a loop before it ends, nor the time of what a callback calls, is that of the
-/// callback.
+/// Neither the life of a loop before it ends, nor its sleep, nor the time of what a callback calls, is
+/// that of the callback.
 #[test]
 fn b54_nobody_is_blamed_for_the_time_of_others() {
     alone!().expect_log(SLOW_CALLBACK).run(|| {
@@ -252,6 +252,12 @@ fn b54_nobody_is_blamed_for_the_time_of_others() {
             unused.defer(move |event_loop| seen.set(event_loop.metrics().lag));
             drop(unused);
             lag.get() < 2 * THRESHOLD
+        });
+        some_attempt("its loop's sleep", || {
+            let event_loop = EventLoop::builder().slow_callback(THRESHOLD).build().unwrap();
+            event_loop.run_after(2 * THRESHOLD, EventLoop::quit);
+            event_loop.run().unwrap();
+            event_loop.metrics().slow_callbacks == 0
         });
         some_attempt("what is inside", || {
             let inside = EventLoop::builder().slow_callback(THRESHOLD).build().unwrap();

@@ -85,6 +85,22 @@ fn timers_of_a_loop_on_another_thread() {
 }
 
 #[test]
+fn each_turn_has_a_time_of_its_own() {
+    each_poller!().run(|| {
+        const DELAY: Duration = Duration::from_millis(1);
+        let event_loop = EventLoop::new().unwrap();
+        event_loop.defer(|event_loop| {
+            let first = event_loop.now();
+            event_loop.run_after(DELAY, move |event_loop| {
+                assert!(event_loop.now() >= first + DELAY);
+                event_loop.quit();
+            });
+        });
+        run(&event_loop);
+    });
+}
+
+#[test]
 fn timers_fire_in_the_order_of_their_deadlines() {
     each_poller!().run(|| {
         let event_loop = EventLoop::new().unwrap();
