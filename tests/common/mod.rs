@@ -190,7 +190,7 @@ impl Alone {
             eventually("all descriptors are closed", || open_fds().len() <= fds.len());
             assert_eq!(open_fds(), fds, "descriptors after the test and before");
         }
-        let lines = take_logs();
+        let lines = logs();
         for text in &self.logs {
             assert!(lines.iter().any(|line| line.contains(text)), "no log line says {text:?}");
         }
