@@ -225,7 +225,8 @@ impl<T: Default> Wheel<T> {
         if self.entries.len() < before {
             self.entries.shrink_to_fit();
             self.vacant = NIL;
-            for (index, entry) in self.entries.iter_mut().enumerate() {
+            // The foremost first: then there is soon more to give back at the end.
+            for (index, entry) in self.entries.iter_mut().enumerate().rev() {
                 if entry.generation.is_none() {
                     entry.next = mem::replace(&mut self.vacant, index as u32);
                 }

@@ -344,6 +344,20 @@ fn memory_goes_back_after_a_burst_beside_a_timer_that_stays() {
 }
 
 #[test]
+fn when_memory_has_gone_back_the_foremost_places_are_taken_first() {
+    let mut wheel = Wheel::new();
+    let ids: Vec<_> = (0..6).map(|n| wheel.insert(HOUR, n)).collect();
+    for gone in [5, 1, 3] {
+        assert_eq!(wheel.remove(ids[gone]), Some(gone));
+    }
+    wheel.removals = wheel.len;
+    wheel.shrink();
+    check_lists(&wheel);
+    assert_eq!(wheel.entries.len(), 5);
+    assert_eq!([(); 3].map(|()| wheel.insert(HOUR, 6).index), [1, 3, 5]);
+}
+
+#[test]
 fn everything_comes_out_of_a_wheel_that_ends() {
     let mut wheel = Wheel::new();
     for (deadline, value) in [(1, 'd'), (HOUR, 'w'), (u64::MAX, 'n')] {
