@@ -186,6 +186,7 @@ impl EventLoop {
         Ok(notifier)
     }
 
+    #[inline(always)]
     pub(super) fn unwatch(&self, source: &dyn Source) {
         if self.handle.shared().is_forked() {
             // The poller is shared with the parent, which would lose its registration.

@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind};
 
+use nix::libc;
 use nix::sys::socket::{getsockopt, sockopt};
 
 use super::Endpoint;
@@ -96,7 +97,7 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         match outcome {
             Ok(_) => state.peer_eof(),
             // The poller tells again if there is something.
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {}
             Err(e) => state.read_failed(e, lender),
         }
     }

@@ -146,9 +146,12 @@ impl State {
 
     /// Gives all memory back, and tells the reason.
     pub(crate) fn finish(&self, lender: &Lender) -> &CloseReason {
-        let input = self.take_input();
-        let left = input.len();
-        lender.give_back(input);
+        let mut left = 0;
+        if self.is(Status::LEFT) {
+            let input = self.take_input();
+            left = input.len();
+            lender.give_back(input);
+        }
         self.drop_output(lender);
         self.insert(Status::AT_ONCE);
         self.failure.get_or_init(|| match left {
