@@ -4,14 +4,17 @@
 
 mod common;
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::BorrowedFd;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use common::{open_fds, read_n, serve};
+use common::{open_fds, read_n, serve, within};
 use nix::sys::socket::{SockaddrStorage, getpeername, getsockopt, sockopt};
-use ruduo::{EventLoop, Keepalive, LoopThread, Server, TcpClient, TcpServer, UnixServer};
+use ruduo::{
+    Buffer, Connection, EventLoop, Keepalive, LoopThread, Server, TcpClient, TcpServer, UnixServer,
+};
 
 /// This process's descriptor whose other end is there.
 fn end_towards(peer: SocketAddr) -> BorrowedFd<'static> {
@@ -123,12 +126,20 @@ fn connections_of_servers_and_clients_have_nodelay() {
 
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let address = listener.local_addr().unwrap();
+            let (tell, told) = channel();
             let client = LoopThread::spawn("client", EventLoop::builder(), move |event_loop| {
                 let client = TcpClient::connect(event_loop, address);
                 let client = if wanted { client } else { client.nodelay(false) };
-                client.on_message(|_, input| input.clear()).start().map(drop)
+                let on_message = move |_: &Connection<'_>, input: &mut Buffer| {
+                    input.clear();
+                    tell.send(()).unwrap();
+                };
+                client.on_message(on_message).start().map(drop)
             });
-            let far = listener.accept().unwrap().0;
+            let mut far = listener.accept().unwrap().0;
+            // By then the connection has a descriptor that it keeps.
+            far.write_all(b"x").unwrap();
+            within(&told);
             assert_eq!(has_nodelay(address), wanted, "of a client");
             drop(far);
             client.unwrap().join().unwrap();
