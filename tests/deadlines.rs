@@ -9,13 +9,13 @@ mod recorder;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{TryRecvError, channel};
+use std::sync::mpsc::{Sender, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{DEADLINE, connect_with_a_small_buffer, read_n, read_to_end, serve, within};
 use recorder::{Recorded, Told, brief, recorded, recorded_after, recorded_open};
-use ruduo::{Connection, EventLoop, TcpServer};
+use ruduo::{Buffer, CloseReason, Connection, EventLoop, Handler, TcpServer};
 
 const TIME: Duration = Duration::from_millis(400);
 
@@ -213,6 +213,40 @@ fn what_a_connection_has_set_for_itself_outlasts_a_pause() {
 }
 
 /// Who takes long for its answers sets the time anew.
+/// A pause that is over in the turn it began in, with the look at the deadline between: a busy loop
+/// finds all three due at once.
+#[test]
+fn a_pause_of_less_than_a_turn_does_not_lose_the_deadline() {
+    struct Pausing(Sender<String>);
+    impl Handler for Pausing {
+        fn on_connect(&mut self, conn: &Connection<'_>) {
+            conn.set_timer(0, Duration::from_millis(1));
+            conn.event_loop().defer(|_| thread::sleep(TIME));
+        }
+        fn on_message(&mut self, _: &Connection<'_>, input: &mut Buffer) {
+            input.clear();
+        }
+        fn on_timer(&mut self, conn: &Connection<'_>, _: u64) {
+            conn.pause_reading();
+            let handle = conn.handle();
+            conn.event_loop().defer(move |_| handle.resume_reading().unwrap());
+        }
+        fn on_close(&mut self, _: &Connection<'_>, reason: &CloseReason) {
+            self.0.send(brief(reason)).unwrap();
+        }
+    }
+    each_poller!().run(|| {
+        let (tell, told) = channel();
+        let server = serve(move |event_loop| {
+            TcpServer::bind(event_loop, "127.0.0.1:0")?
+                .idle_timeout(TIME)
+                .serve(move |_| Pausing(tell.clone()))
+        });
+        let _peer = server.connect();
+        assert_eq!(within(&told), IDLE);
+    });
+}
+
 #[test]
 fn setting_the_idle_time_begins_it_anew() {
     alone!().run(|| {

@@ -65,7 +65,8 @@ bitflags! {
         const BLOCKED = 1 << 11;
         /// The peer is gone, and because reading is paused we have not read how.
         const HUNG_UP = 1 << 12;
-        /// The poller was told to wait for something other than input.
+        /// The poller was told to wait for something other than input, or a pause has ended: it is to
+        /// be told anew, and so are the deadlines.
         const REWATCHED = 1 << 13;
         /// The program wants nothing more of the peer: what still comes is thrown away, also while
         /// reading is paused.

@@ -117,11 +117,14 @@ impl State {
         self.is(Status::PAUSED) && !self.is(Status::HUNG_UP | Status::DEAF)
     }
 
-    /// Ends one pause. Without one, does nothing.
+    /// Ends one pause. Without one, does nothing. What to wait for is looked at again even if the
+    /// poller never heard of the pause, which was shorter than a turn: a timer in between has found
+    /// that nothing is awaited of the peer, and there is no other.
     pub(crate) fn resume(&self) {
         self.pauses.set(self.pauses.get().saturating_sub(1));
         if self.pauses.get() == 0 && self.is(Status::PAUSED) {
             self.remove(Status::PAUSED);
+            self.insert(Status::REWATCHED);
             self.hold_rest();
         }
     }
