@@ -462,9 +462,8 @@ fn a_source_is_found_by_its_token_while_it_is_registered() {
         let register = |source: &Rc<Told>| {
             event_loop.register(Channel::from_source(source.clone(), Interest::READ)).unwrap()
         };
-        let is = |found: Option<Rc<dyn Source>>, source: &Rc<Told>| {
-            let found: Rc<dyn Any> = found.unwrap();
-            Rc::ptr_eq(&found.downcast::<Told>().unwrap(), source)
+        let is = |found: Option<Rc<dyn Any>>, source: &Rc<Told>| {
+            Rc::ptr_eq(&found.unwrap().downcast::<Told>().unwrap(), source)
         };
         let (first, second) = (told(), told());
 

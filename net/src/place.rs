@@ -48,12 +48,11 @@ pub(crate) trait Resident {
 pub(crate) type HandlerCall = Box<dyn FnOnce(&mut dyn Any, &Connection<'_>) + Send>;
 
 /// Recognises connections with one type of handler among the sources of a loop.
-pub(crate) type Recognise = fn(Rc<dyn Source>) -> Option<Rc<dyn Resident>>;
+pub(crate) type Recognise = fn(Rc<dyn Any>) -> Option<Rc<dyn Resident>>;
 
 /// Recognises those that are an `R`.
-pub(crate) fn recognise<R: Resident + Source>(source: Rc<dyn Source>) -> Option<Rc<dyn Resident>> {
-    let any: Rc<dyn Any> = source;
-    Some(any.downcast::<R>().ok()?)
+pub(crate) fn recognise<R: Resident + Source>(source: Rc<dyn Any>) -> Option<Rc<dyn Resident>> {
+    Some(source.downcast::<R>().ok()?)
 }
 
 /// Where a connection is to be found on its loop.

@@ -217,8 +217,9 @@ impl Channels {
         }
     }
 
-    pub(crate) fn sources(&self) -> Vec<Rc<dyn Source>> {
-        self.slab.borrow().iter().map(|(_, entry)| Rc::clone(&entry.source)).collect()
+    pub(crate) fn sources(&self) -> Vec<Rc<dyn Any>> {
+        let slab = self.slab.borrow();
+        slab.iter().map(|(_, entry)| -> Rc<dyn Any> { Rc::clone(&entry.source) as _ }).collect()
     }
 
     pub(crate) fn tokens(&self) -> Vec<Token> {

@@ -1,5 +1,6 @@
 //! What a loop watches: the channels of descriptors, and notifiers.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -92,14 +93,11 @@ impl EventLoop {
         true
     }
 
-    /// The source of a registration that is in force. `None` if that has ended, also by an event
-    /// earlier in the same batch.
-    ///
-    /// A source is found with its type by way of [`Any`](std::any::Any):
+    /// The source of a registration that is in force, for who knows its type. `None` if that has
+    /// ended, also by an event earlier in the same batch.
     ///
     /// ```
     /// use ruduo_reactor::{Channel, Event, EventLoop, Interest, Source};
-    /// use std::any::Any;
     /// use std::cell::Cell;
     /// use std::os::fd::{AsFd, BorrowedFd};
     /// use std::os::unix::net::UnixStream;
@@ -119,8 +117,7 @@ impl EventLoop {
     /// let door = Rc::new(Door { stream, is_open: Cell::new(false) });
     /// let token = event_loop.register(Channel::from_source(door, Interest::READ))?;
     /// event_loop.defer(move |event_loop| {
-    ///     let source: Option<Rc<dyn Any>> = event_loop.source(token).map(|source| source as _);
-    ///     if let Some(door) = source.and_then(|source| source.downcast::<Door>().ok()) {
+    ///     if let Some(Ok(door)) = event_loop.source(token).map(Rc::downcast::<Door>) {
     ///         door.is_open.set(true);
     ///     }
     ///     event_loop.quit();
@@ -129,13 +126,14 @@ impl EventLoop {
     /// # std::io::Result::Ok(())
     /// ```
     #[must_use]
-    pub fn source(&self, token: Token) -> Option<Rc<dyn Source>> {
-        self.channels.get(token).map(|(source, _)| source)
+    pub fn source(&self, token: Token) -> Option<Rc<dyn Any>> {
+        self.channels.get(token).map(|(source, _)| -> Rc<dyn Any> { source })
     }
 
-    /// The sources of all registrations that are in force, in no order.
+    /// The sources of all registrations that are in force, in no order. They come without their
+    /// methods, which are for the loop to call.
     #[must_use]
-    pub fn sources(&self) -> Vec<Rc<dyn Source>> {
+    pub fn sources(&self) -> Vec<Rc<dyn Any>> {
         self.channels.sources()
     }
 
