@@ -90,7 +90,6 @@ where
         shared: shared.clone(),
         target,
         settings,
-        context,
         open: Box::new(open),
         phase: RefCell::new(Phase::Waiting),
         timer: Cell::new(None),
@@ -123,7 +122,6 @@ struct Worker {
     shared: Arc<Shared>,
     target: Addresses,
     settings: Settings,
-    context: Rc<Context>,
     /// Makes a connection of a connected socket.
     open: Box<Open>,
     phase: RefCell<Phase>,
@@ -387,19 +385,22 @@ impl Worker {
             let delay = deadline.saturating_duration_since(Instant::now());
             self.arm(event_loop, delay, Worker::cut);
         }
-        if before.is_none() {
-            let context = &self.context;
-            for resident in context.connections(event_loop) {
-                resident.on_stopping(event_loop);
-            }
+        if before.is_none()
+            && let Some(resident) = self.resident(event_loop)
+        {
+            resident.on_stopping(event_loop);
         }
     }
 
     fn cut(&self, event_loop: &EventLoop) {
-        let context = &self.context;
-        for resident in context.connections(event_loop) {
+        if let Some(resident) = self.resident(event_loop) {
             Connection::new(event_loop, resident.core()).end(CloseReason::Stopped);
         }
+    }
+
+    /// The connection, if there is one.
+    fn resident(&self, event_loop: &EventLoop) -> Option<Rc<dyn Resident>> {
+        self.shared.connection()?.resident(event_loop)
     }
 
     /// From here on nobody finds it any more.

@@ -52,6 +52,10 @@ impl Shared {
         self.stopping.load(Ordering::Relaxed)
     }
 
+    pub(super) fn connection(&self) -> Option<ConnectionHandle> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(super) fn set_connection(&self, connection: Option<ConnectionHandle>) {
         // What was there is dropped outside of the lock.
         let _before = {
@@ -65,7 +69,7 @@ impl ClientHandle {
     /// The connection, while there is one.
     #[must_use]
     pub fn connection(&self) -> Option<ConnectionHandle> {
-        self.shared.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.connection()
     }
 
     /// Stops the client, in whatever state it is. Attempts are given up, and nobody is told of

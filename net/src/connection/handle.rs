@@ -75,6 +75,11 @@ impl ConnectionHandle {
         }
     }
 
+    /// The connection, on its loop, if it still lives.
+    pub(crate) fn resident(&self, event_loop: &EventLoop) -> Option<Rc<dyn Resident>> {
+        self.name.resident(event_loop)
+    }
+
     /// The connection's name.
     #[must_use]
     pub fn id(&self) -> ConnectionId {
