@@ -99,8 +99,6 @@ impl Connection<'_> {
         match operation {
             Operation::Send(payload) => {
                 payload.with_outgoing(|outgoing| self.queue_or_end(outgoing));
-                // Even if nothing was queued: input may have been held back while this was on its
-                // way.
             }
             Operation::Shutdown => state.shutdown(),
             Operation::Close => state.end(CloseReason::Closed),
@@ -111,6 +109,8 @@ impl Connection<'_> {
             }
             Operation::Resume => state.resume(),
         }
+        // Also after a send that queued nothing: input may have been held back while it was on its
+        // way.
         self.touch();
     }
 
