@@ -115,7 +115,7 @@ impl ConnectionHandle {
     /// As [`send`](ConnectionHandle::send); what is in `buffer` is dropped then.
     pub fn send_buffer(&self, buffer: &mut Buffer) -> Result<(), SendError> {
         let queued = self.event_loop.with_local(|event_loop| {
-            let resident = self.name.resident(event_loop)?;
+            let resident = self.resident(event_loop)?;
             let core = resident.core();
             if core.has_outstanding() {
                 return None;
@@ -202,7 +202,7 @@ impl ConnectionHandle {
     /// nothing on its way before it. Otherwise leaves it there.
     fn at_once(&self, operation: &mut Option<Operation>) -> Result<(), SendError> {
         let carry_out = |event_loop: &EventLoop| {
-            let Some(resident) = self.name.resident(event_loop) else {
+            let Some(resident) = self.resident(event_loop) else {
                 *operation = None;
                 return Err(SendError::Closed);
             };
