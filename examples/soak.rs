@@ -21,7 +21,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use common::{Long, Stop, print};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use ruduo::{Buffer, Connection, EventLoop, Handler, LoopPool, ServerHandle, Signal, TcpServer};
 
 const HELP: &str = "\
@@ -134,6 +134,7 @@ fn conduct(
     seed: u64,
 ) -> io::Result<()> {
     let Some(address) = server.local_addr().as_ip() else { return Ok(()) };
+    let held = hold_descriptors(2 * usize::from(peers) + 16)?;
     let begin = Instant::now();
     let (mut threads, mut outcome) = (Vec::new(), Ok(()));
     for i in 0..peers {
@@ -155,7 +156,7 @@ fn conduct(
         }
     }
     threads.push(interrupt(crowd));
-    threads.push(run_short(crowd, seed));
+    threads.push(run_short(crowd, seed, held));
 
     let mut chance = Chance::new(seed ^ 0x5EED);
     let mut next_line = Duration::from_secs(10).min(time / 2);
@@ -201,16 +202,28 @@ fn interrupt(crowd: &Arc<Crowd>) -> JoinHandle<()> {
     })
 }
 
+/// Takes the lowest numbers there are, so that the limit can be as low as `count` while the process
+/// can open nothing. (A limit below what a loop watches is no shortage but an error: poll(2) refuses
+/// to watch so many. One loop may have a connection of each peer, and some that are about to end.)
+fn hold_descriptors(count: usize) -> io::Result<Vec<fs::File>> {
+    let open = |_| fs::File::open("/dev/null");
+    (0..count).map(open).collect::<io::Result<_>>().map_err(|e| {
+        let why = format!("holding {count} descriptors, for shortages (`ulimit -n`): {e}");
+        io::Error::new(e.kind(), why)
+    })
+}
+
 /// Leaves the process without descriptors now and then, for a moment.
-fn run_short(crowd: &Arc<Crowd>, seed: u64) -> JoinHandle<()> {
+fn run_short(crowd: &Arc<Crowd>, seed: u64, held: Vec<fs::File>) -> JoinHandle<()> {
     let crowd = crowd.clone();
     thread::spawn(move || {
         let mut chance = Chance::new(seed ^ 0xFD);
         let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
         while !crowd.is_over() {
             thread::sleep(Duration::from_millis(500 + chance.below(1500)));
-            // Numbers from this one on are not to be had; those that are open stay.
-            let _ = setrlimit(Resource::RLIMIT_NOFILE, 8, hard);
+            // Numbers from this one on are not to be had, and those below are held; what is open
+            // stays.
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, held.len() as rlim_t, hard);
             thread::sleep(Duration::from_millis(chance.below(100)));
             let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
         }
