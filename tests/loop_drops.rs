@@ -18,7 +18,9 @@ use std::time::Duration;
 
 use bare_loop::{Dropped, Record, pair, run};
 use common::DEADLINE;
-use ruduo::{Channel, Event, EventLoop, Interest, LoopHandle, Signal, TimerId, Token};
+use ruduo::{
+    Channel, Event, EventLoop, Interest, LoopHandle, Signal, Source, TimerId, Token,
+};
 
 #[derive(Default)]
 struct Counts {
@@ -334,5 +336,57 @@ fn what_a_cancelled_timer_holds_is_dropped_after_the_callback() {
         event_loop.defer(|event_loop| event_loop.defer(EventLoop::quit));
         run(&event_loop);
         assert_eq!(*seen.borrow(), ["cancels", "has cancelled", "dropped", "dropped"]);
+    });
+}
+
+/// The same when it is the loop's end that calls.
+#[test]
+fn b41_what_is_removed_while_the_loop_ends_is_dropped_after_the_callback() {
+    struct Last {
+        socket: UnixStream,
+        seen: Record<&'static str>,
+        remove: Box<dyn Fn(&EventLoop)>,
+    }
+    impl Source for Last {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.socket.as_fd()
+        }
+        fn on_event(self: Rc<Self>, _: &EventLoop, _: Event) {}
+        fn on_loop_end(&self, event_loop: &EventLoop, _: Token) {
+            self.seen.push("called");
+            (self.remove)(event_loop);
+            self.seen.push("returns");
+        }
+    }
+    each_poller!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let seen = Record::new();
+        let value = {
+            let seen = seen.clone();
+            move |what| Dropped(seen.clone(), what)
+        };
+        let (held, signal_held) = (value("timer"), value("signal handler"));
+        let timer = event_loop.run_after(DEADLINE, move |_| drop(held));
+        let on_signal = move |_: &EventLoop, _| _ = &signal_held;
+        let signal = event_loop.on_signal(Signal::SIGUSR1, on_signal).unwrap();
+        let (near, socket) = pair();
+        let remove = move |event_loop: &EventLoop| {
+            assert!(event_loop.cancel(timer) && event_loop.remove_signal(signal));
+            let (deferred, armed) = (value("deferred"), value("armed"));
+            event_loop.defer(move |_| drop(deferred));
+            event_loop.run_after(DEADLINE, move |_| drop(armed));
+            let (held, (_, far)) = (value("channel"), pair());
+            let handler = move |_: &EventLoop, _: &_, _: Event| _ = &held;
+            event_loop.register(Channel::new(far, Interest::READ, handler)).unwrap_err();
+        };
+        let last = Last { socket, seen: seen.clone(), remove: Box::new(remove) };
+        event_loop.register(Channel::from_source(Rc::new(last), Interest::READ)).unwrap();
+        event_loop.quit();
+        run(&event_loop);
+        let mut seen = seen.take();
+        assert_eq!(seen.drain(..2).as_slice(), ["called", "returns"]);
+        seen.sort_unstable();
+        assert_eq!(seen, ["armed", "channel", "deferred", "signal handler", "timer"]);
+        drop(near);
     });
 }

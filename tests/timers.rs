@@ -100,6 +100,21 @@ fn each_turn_has_a_time_of_its_own() {
     });
 }
 
+/// A loop that runs no more has no turn whose time it could tell.
+#[test]
+fn after_the_end_of_a_loop_it_is_the_time_now() {
+    alone!().run(|| {
+        let event_loop = EventLoop::new().unwrap();
+        event_loop.defer(|event_loop| {
+            let _ = event_loop.now();
+            event_loop.quit();
+        });
+        run(&event_loop);
+        let end = Instant::now();
+        assert!(event_loop.now() >= end);
+    });
+}
+
 #[test]
 fn timers_fire_in_the_order_of_their_deadlines() {
     each_poller!().run(|| {

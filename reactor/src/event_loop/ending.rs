@@ -23,7 +23,7 @@ impl EventLoop {
             return;
         }
 
-        self.phase.set(Phase::Ended);
+        self.phase.set(Phase::Ending);
         for token in self.channels.tokens() {
             if let Some((source, _)) = self.channels.get(token) {
                 let end = || source.on_loop_end(self, token);
@@ -32,9 +32,11 @@ impl EventLoop {
                 }
             }
             self.deregister(token);
+            self.drop_dead();
         }
         self.bury_the_rest();
         self.drop_dead();
+        self.phase.set(Phase::Ended);
     }
 
     /// Runs the tasks that were accepted before the end, but no more of them at a time than in a

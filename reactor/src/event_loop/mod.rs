@@ -128,7 +128,8 @@ enum Phase {
     /// Made, not yet run.
     New,
     Running,
-    /// Everything is being dropped, or has been.
+    /// What is left is being told of the end, and dropped.
+    Ending,
     Ended,
 }
 
@@ -181,9 +182,9 @@ impl EventLoop {
     /// level says so.
     pub fn defer(&self, task: impl FnOnce(&EventLoop) + 'static) {
         let task = Task::new(task);
-        if self.phase.get() == Phase::Ended {
+        if self.is_over() {
             log::debug!("a task deferred to a loop that has ended is dropped");
-            return;
+            return self.bury(Dead::Task(task));
         }
         // What other threads posted earlier runs earlier.
         self.collect_incoming();
@@ -243,7 +244,7 @@ impl EventLoop {
     fn add_timer(&self, deadline: u64, timer: Timer) -> TimerId {
         let id = self.timers.add(deadline, timer);
         self.plan(Agenda::TIMERS);
-        if self.phase.get() == Phase::Ended {
+        if self.is_over() {
             self.cancel(id);
         }
         id
@@ -336,13 +337,15 @@ impl EventLoop {
 
     /// The time of this turn, for which the clock is read at most once: when somebody first asks.
     /// Good enough for time stamps, and for deadlines that may be as early as the turn's callbacks
-    /// have taken since then. Before the loop runs, it is the time now.
+    /// have taken since then. Before the loop runs, and after that, it is the time now.
     #[must_use]
     pub fn now(&self) -> Instant {
+        if self.phase.get() != Phase::Running {
+            return Instant::now();
+        }
         self.now.get().unwrap_or_else(|| {
             let now = Instant::now();
-            let in_a_turn = self.phase.get() == Phase::Running;
-            self.now.set(in_a_turn.then_some(now));
+            self.now.set(Some(now));
             now
         })
     }
@@ -404,9 +407,15 @@ impl EventLoop {
         self.graveyard.borrow_mut().push(dead);
         self.plan(Agenda::WORK);
         if self.phase.get() == Phase::Ended {
-            // There will be no end of a turn.
+            // No callback runs any more, and nobody else would drop it.
             self.drop_dead();
         }
+    }
+
+    /// Whether nothing new is taken any more.
+    #[inline]
+    fn is_over(&self) -> bool {
+        matches!(self.phase.get(), Phase::Ending | Phase::Ended)
     }
 
     #[inline]
@@ -414,7 +423,7 @@ impl EventLoop {
         if self.handle.shared().is_forked() {
             return Err(PostError::Forked.into());
         }
-        if self.phase.get() == Phase::Ended {
+        if self.is_over() {
             return Err(PostError::Ended.into());
         }
         Ok(())

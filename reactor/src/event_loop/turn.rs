@@ -52,7 +52,9 @@ impl EventLoop {
         match self.phase.get() {
             _ if self.handle.shared().is_forked() => return Err(PostError::Forked.into()),
             Phase::Running => return misuse("it is running already, and this is inside it"),
-            Phase::Ended => return misuse("it has ended, and a loop runs once"),
+            Phase::Ending | Phase::Ended => {
+                return misuse("it has ended, and a loop runs once");
+            }
             Phase::New => self.phase.set(Phase::Running),
         }
         sys::current::enter(self, || {
