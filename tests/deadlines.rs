@@ -212,7 +212,6 @@ fn what_a_connection_has_set_for_itself_outlasts_a_pause() {
     });
 }
 
-/// Who takes long for its answers sets the time anew.
 /// A pause that is over in the turn it began in, with the look at the deadline between: a busy loop
 /// finds all three due at once.
 #[test]
@@ -247,6 +246,7 @@ fn a_pause_of_less_than_a_turn_does_not_lose_the_deadline() {
     });
 }
 
+/// Who takes long for its answers sets the time anew.
 #[test]
 fn setting_the_idle_time_begins_it_anew() {
     alone!().run(|| {
@@ -332,6 +332,18 @@ fn after_its_first_byte_a_peer_may_be_idle() {
 }
 
 /// The loop is busy with another event when the time is over, and the peer has spoken.
+/// The idle time does not wait for a look that was meant for a much longer one.
+#[test]
+fn a_peer_with_much_time_for_its_first_byte_is_idle_soon_after_it() {
+    alone!().run(|| {
+        let (this, mut peer) =
+            recorded(|server| server.first_byte_timeout(40 * DEADLINE).idle_timeout(TIME));
+        let start = Instant::now();
+        peer.write_all(b"x").unwrap();
+        assert_closes(&this, start, TIME, IDLE);
+    });
+}
+
 #[test]
 fn what_we_had_no_time_to_hear_counts() {
     alone!().run(|| {

@@ -77,6 +77,17 @@ impl Deadlines {
         }
     }
 
+    /// How long until the next look, if this is awaited; `None` if for ever. Nobody hears when the
+    /// first byte has come, and from then on the idle time counts.
+    fn step(&self, awaited: Await) -> Option<Duration> {
+        let deadline = match awaited {
+            Await::FirstByte => self.first_byte.min(self.idle),
+            other => self.of(other),
+        };
+        let step = (deadline / 12).max(CLOSEST_LOOKS).min(deadline);
+        (deadline != Duration::MAX).then_some(step)
+    }
+
     /// Whether a peer may say nothing for as long as it likes.
     #[inline]
     fn leave_time_for_input(&self) -> bool {
@@ -94,11 +105,6 @@ impl Deadlines {
             Await::End => CloseReason::LingerExpired { after },
         }
     }
-}
-
-/// How long until the next look, if a deadline is as long as this.
-fn step(deadline: Duration) -> Duration {
-    (deadline / 12).max(CLOSEST_LOOKS).min(deadline)
 }
 
 impl Core {
@@ -142,20 +148,18 @@ impl Core {
         let awaited = self.awaited();
         let own = timers.as_ref().and_then(|timers| timers.deadlines.as_ref());
         let deadlines = own.unwrap_or(&self.context.limits.deadlines);
-        let deadline = awaited.map_or(Duration::MAX, |awaited| deadlines.of(awaited));
+        let step = awaited.and_then(|awaited| deadlines.step(awaited));
         if let Some(look) = timers.as_mut().and_then(|timers| timers.look.as_mut()) {
-            let ahead = step(deadline);
             if look.awaited != awaited {
                 look.awaited = awaited;
                 look.since = None;
             }
-            if ahead < look.ahead {
+            if let Some(ahead) = step.filter(|step| *step < look.ahead) {
                 event_loop.cancel(look.timer);
                 look.timer = self.look_after(event_loop, ahead);
                 look.ahead = ahead;
             }
-        } else if deadline != Duration::MAX {
-            let ahead = step(deadline);
+        } else if let Some(ahead) = step {
             let timer = self.look_after(event_loop, ahead);
             let look = Look { timer, ahead, awaited, since: None, is_last: false };
             timers.get_or_insert_default().look = Some(look);
@@ -185,18 +189,15 @@ impl Core {
             return self.forget_unused_timers();
         };
         let deadlines = self.deadlines();
-        let deadline = deadlines.of(awaited);
-        if deadline == Duration::MAX {
-            return self.forget_unused_timers();
-        }
+        let Some(step) = deadlines.step(awaited) else { return self.forget_unused_timers() };
         let (now, progress) = (Instant::now(), self.progress(awaited));
         let since = look.since.filter(|(_, earlier)| !progress.is_beyond(*earlier));
         let since = since.unwrap_or((now, progress));
-        let left = deadline.saturating_sub(now - since.0);
+        let left = deadlines.of(awaited).saturating_sub(now - since.0);
         if left.is_zero() && look.is_last {
             return Connection::new(event_loop, self).end(deadlines.reason(awaited));
         }
-        let ahead = step(deadline).min(left);
+        let ahead = step.min(left);
         let timer = self.look_after(event_loop, ahead);
         let (awaited, since) = (Some(awaited), Some(since));
         let look = Look { timer, ahead, awaited, since, is_last: left.is_zero() };
