@@ -1,4 +1,5 @@
-//! `docs/behaviours.md` is true: each of its rows names tests of its own, and they exist.
+//! `docs/behaviours.md` is true: each of its rows names tests of its own, and they exist, as does what
+//! it says they rest on.
 
 #![allow(clippy::unwrap_used)]
 
@@ -79,17 +80,34 @@ fn each_row_names_tests_that_exist() {
     }
 }
 
+/// All that the sources in a file or folder say.
+fn text_of(path: &Path) -> String {
+    if path.is_dir() {
+        fs::read_dir(path).unwrap().map(|entry| text_of(&entry.unwrap().path())).collect()
+    } else {
+        fs::read_to_string(path).unwrap()
+    }
+}
+
 #[test]
-fn each_row_names_mechanisms_in_files_that_exist() {
+fn each_row_names_mechanisms_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (_, mechanisms) = catalogue();
     let numbers: Vec<_> = rows(&mechanisms).map(|(number, _)| number).collect();
     let tested = (1..=ROWS).filter(|number| !UNTESTED.contains(number));
     assert_eq!(numbers, Vec::from_iter(tested), "each row stands there once, in order");
     for (number, line) in rows(&mechanisms) {
-        // Every other piece stands in quotes.
-        for file in line.split('`').skip(1).step_by(2).filter(|quoted| quoted.contains('/')) {
+        // The second column; there, every other piece stands in quotes.
+        let quoted = || line.split('|').nth(2).unwrap().split('`').skip(1).step_by(2);
+        let mut text = String::new();
+        for file in quoted().filter(|quoted| quoted.contains('/')) {
             assert!(root.join(file).exists(), "row {number}: there is no {file}");
+            text.push_str(&text_of(&root.join(file)));
+        }
+        let words: BTreeSet<_> = text.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+        let names = quoted().filter(|quoted| !quoted.contains('/') && !quoted.ends_with(".rs"));
+        for name in names.flat_map(|name| name.split("::")) {
+            assert!(words.contains(name), "row {number}: {name} is not in the files it names");
         }
     }
 }

@@ -18,9 +18,7 @@ use std::time::Duration;
 
 use bare_loop::{Dropped, Record, pair, run};
 use common::DEADLINE;
-use ruduo::{
-    Channel, Event, EventLoop, Interest, LoopHandle, Signal, Source, TimerId, Token,
-};
+use ruduo::{Channel, Event, EventLoop, Interest, LoopHandle, Signal, Source, TimerId, Token};
 
 #[derive(Default)]
 struct Counts {
