@@ -331,7 +331,6 @@ fn after_its_first_byte_a_peer_may_be_idle() {
     });
 }
 
-/// The loop is busy with another event when the time is over, and the peer has spoken.
 /// The idle time does not wait for a look that was meant for a much longer one.
 #[test]
 fn a_peer_with_much_time_for_its_first_byte_is_idle_soon_after_it() {
@@ -344,6 +343,7 @@ fn a_peer_with_much_time_for_its_first_byte_is_idle_soon_after_it() {
     });
 }
 
+/// The loop is busy with another event when the time is over, and the peer has spoken.
 #[test]
 fn what_we_had_no_time_to_hear_counts() {
     alone!().run(|| {
