@@ -13,8 +13,8 @@ use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use common::{DEADLINE, eventually, open_fds, serve, within};
-use dialling::{Told, full, nobody, plain, quick, scene, start};
+use common::{DEADLINE, eventually, nobody, open_fds, serve, within};
+use dialling::{Told, full, plain, quick, scene, start};
 use nix::sys::signal::{Signal, raise};
 use ruduo::{
     Address, Buffer, CloseReason, ConnectError, Connection, EventLoop, Handler, LoopThread, Retry,

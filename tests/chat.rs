@@ -325,8 +325,7 @@ fn a_member_that_is_cut_says_so() {
 #[test]
 fn a_room_that_is_not_there_gets_one_clear_line() {
     alone!().run(|| {
-        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let output = common::program::run("chat", &["--join", &nobody.to_string()]);
+        let output = common::program::run("chat", &["--join", &common::nobody().to_string()]);
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), text.lines().count()), (Some(1), 1), "{text}");
         assert!(text.contains("nobody listens"), "{text}");

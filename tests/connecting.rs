@@ -13,8 +13,8 @@ use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use common::{allow_descriptors, new_socket, open_fds, serve, within};
-use dialling::{Setup, Told, full, nobody, plain, quick, scene, start};
+use common::{DEADLINE, allow_descriptors, new_socket, nobody, open_fds, serve, within};
+use dialling::{Setup, Told, full, plain, quick, scene, start};
 use nix::sys::socket::{SockaddrIn, bind};
 use ruduo::{
     Address, ClientHandle, ConnectError, EventLoop, LoopThread, PanicPolicy, Retry, TcpClient,
@@ -199,7 +199,7 @@ fn those_that_lose_a_race_are_closed() {
             .start()
             .unwrap();
         // While the loop runs, for it closes everything when it ends.
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + DEADLINE;
         let given_back = Rc::new(Cell::new(false));
         event_loop.run_every(Duration::from_millis(1), {
             let (client, given_back) = (client.clone(), given_back.clone());

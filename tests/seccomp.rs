@@ -11,12 +11,11 @@ mod recorder;
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::net::TcpListener;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{eventually, open_fds, read_n, read_to_end, serve, take_logs, within};
+use common::{eventually, nobody, open_fds, read_n, read_to_end, serve, take_logs, within};
 use denial::{Call, THREADS, deny};
 use nix::errno::Errno;
 use recorder::{Recorded, Told, recorded, turns};
@@ -302,8 +301,7 @@ fn b58_a_socket_that_is_denied_is_a_typed_failure() {
             (Errno::ENOBUFS, None),
             (Errno::EAFNOSUPPORT, None),
         ] {
-            let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-            let failure = failure(nobody, &[(libc::SYS_socket, None)], error);
+            let failure = failure(nobody(), &[(libc::SYS_socket, None)], error);
             match expected {
                 Some(expected) => assert_eq!(failure, expected, "{error}"),
                 None => assert!(

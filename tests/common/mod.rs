@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::rc::Rc;
@@ -380,6 +380,14 @@ pub fn connect(addr: impl ToSocketAddrs) -> TcpStream {
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.set_write_timeout(Some(DEADLINE)).unwrap();
     stream
+}
+
+/// An address at which nobody listens, nor will by chance: on Linux, where each process of a test has an
+/// IP address of its own.
+pub fn nobody() -> SocketAddr {
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    let own = if cfg!(target_os = "linux") { [127, 64 + a % 64, b, c] } else { [127, 0, 0, 1] };
+    TcpListener::bind((Ipv4Addr::from(own), 0)).unwrap().local_addr().unwrap()
 }
 
 /// A TCP socket that is neither bound nor connected.

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
@@ -78,11 +78,6 @@ impl Scene {
         self.thread.join().unwrap();
         assert_eq!(self.told.try_iter().count(), 0, "told once");
     }
-}
-
-/// An address at which nobody listens.
-pub fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// A listener whose queue is full, so that the next handshake is not answered; and what fills it.
