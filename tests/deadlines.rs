@@ -59,7 +59,7 @@ fn steadily(time: Duration, mut act: impl FnMut()) -> Duration {
         last = Instant::now();
         thread::sleep(TIME / 20);
     }
-    longest_pause
+    longest_pause.max(last.elapsed())
 }
 
 /// Repeats what depends on a thread that is not kept waiting, until it was not.
@@ -396,8 +396,9 @@ fn b26_a_peer_that_half_closes_and_takes_nothing_is_cut() {
         let (this, mut peer) =
             recorded_after(send_a_lot, |server| server.write_stall_timeout(TIME).linger(TIME / 20));
         let Told::HighWater(_) = within(&this.told) else { panic!("no high water") };
-        peer.write_all(b"x").unwrap();
-        peer.shutdown(Shutdown::Write).unwrap();
+        // Fails if this comes too late.
+        let _ = peer.write_all(b"x");
+        let _ = peer.shutdown(Shutdown::Write);
         assert_closes(&this, start, TIME, STALLED);
     });
 }
@@ -442,8 +443,11 @@ fn b26_a_peer_that_takes_it_in_drops_is_cut() {
         thread::scope(|scope| {
             let reader = scope.spawn(|| {
                 let mut taken = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    taken += (&peer).read(&mut [0; 400]).unwrap();
+                // Until it is cut, which may be known here first.
+                while !stop.load(Ordering::Relaxed)
+                    && let Ok(n) = (&peer).read(&mut [0; 400])
+                {
+                    taken += n;
                     thread::sleep(TIME / 5);
                 }
                 taken
