@@ -12,7 +12,7 @@ use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use bare_loop::{
-    Record, assert_exited_well, exit_child, fork_here, forked, notifier_kinds, pair, run,
+    FEW_TURNS, Record, assert_exited_well, exit_child, fork_here, forked, notifier_kinds, pair, run,
 };
 use common::{DEADLINE, within};
 use nix::sys::wait::waitpid;
@@ -354,7 +354,8 @@ fn a_handle_outlives_its_loop() {
             // It reaches neither the dead loop nor the one that has its descriptors' place.
             handle.quit();
             assert_eq!(handle.post(EventLoop::quit), Err(PostError::Ended));
-            assert_eq!(bare_loop::turns_in_a_while(&event_loop), 1);
+            let turns = bare_loop::turns_in_a_while(&event_loop);
+            assert!((1..FEW_TURNS).contains(&turns), "{turns} turns");
         }
     });
 }

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::panic_any;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bare_loop::{FEW_TURNS, Record, forked, pair, run, turns_in_a_while};
 use common::DEADLINE;
@@ -176,9 +176,10 @@ fn b45_a_panic_in_a_drop_ends_nothing_else() {
         // Left to the end.
         let left = Mine;
         event_loop.run_after(DEADLINE, move |_| drop(left));
-        event_loop.run_after(Duration::from_millis(1), EventLoop::quit);
-        let last = note(&seen, "went on");
-        event_loop.run_after(Duration::from_millis(1), last);
+        // For one moment, so that both fire in one turn.
+        let end = Instant::now() + Duration::from_millis(1);
+        event_loop.run_at(end, EventLoop::quit);
+        event_loop.run_at(end, note(&seen, "went on"));
         run(&event_loop);
         assert_eq!(seen.take(), ["went on"]);
         assert_eq!(event_loop.metrics().panics, 5);

@@ -513,8 +513,11 @@ fn a_timer_due_with_an_event_fires_after_it_and_before_tasks() {
             let seen = seen.clone();
             move |_: &EventLoop| seen.push(what)
         };
-        event_loop.defer(note("task"));
-        event_loop.defer(EventLoop::quit);
+        let task = note("task");
+        event_loop.defer(move |event_loop| {
+            task(event_loop);
+            event_loop.quit();
+        });
         event_loop.run_after(Duration::ZERO, note("timer"));
         let (mut near, far) = pair();
         near.write_all(b"x").unwrap();
