@@ -251,6 +251,7 @@ fn b08_another_thread_that_takes_every_free_descriptor_does_not_make_the_loop_sp
         limit_descriptors();
         let running = serve(echo);
         let established = running.connect();
+        assert_echoes(&established);
         let held = hold(running.event_loop());
         let peers: Vec<_> = (0..20).map(|_| running.connect()).collect();
         let shortage = take_all_descriptors_but(0);
