@@ -137,8 +137,10 @@ impl LoopHandle {
 impl Shared {
     /// Refuses tasks from now on and returns those that were accepted.
     pub(crate) fn close(&self) -> Vec<SendTask> {
+        let accepted = self.inbox.close();
+        // Not before: whoever sees it is refused.
         self.ended.store(true, Ordering::Relaxed);
-        self.inbox.close()
+        accepted
     }
 
     pub(crate) fn is_forked(&self) -> bool {
