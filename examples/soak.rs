@@ -291,8 +291,11 @@ impl Crowd {
 
     fn judge(&self, descriptors_before: usize) -> io::Result<()> {
         let leaked = open_descriptors().saturating_sub(descriptors_before);
-        let [early, late] = [0, 1].map(|i| self.memory[i].load(Ordering::Relaxed));
-        let growth = late.saturating_sub(early);
+        let growth = match [0, 1].map(|i| self.memory[i].load(Ordering::Relaxed)) {
+            // Ended before the first quarter was over.
+            [0, _] => 0,
+            [early, late] => late.saturating_sub(early),
+        };
         let lost = self.lost.load(Ordering::Relaxed);
         let [away, refused] = [&self.turned_away, &self.refused].map(|n| n.load(Ordering::Relaxed));
         let told = print(format_args!(
