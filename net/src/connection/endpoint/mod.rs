@@ -263,7 +263,6 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
             log::debug!("{core}: resetting it: {e}");
         }
         event_loop.deregister(core.token.get());
-        log::debug!("{core}: {reason}");
         let on_close = || {
             if let Some(handler) = &mut *self.handler.borrow_mut() {
                 handler.on_close(conn, reason);
@@ -272,6 +271,8 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         // Its panic has been logged and counted; there is nothing left to end.
         let _ = event_loop.isolate(format_args!("on_close of {}", self.core), on_close);
         core.context.closed(event_loop, core.host(), reason);
+        // Last, for a program's logger may panic too, and nobody comes back to what is over.
+        log::debug!("{core}: {reason}");
     }
 }
 
