@@ -371,6 +371,22 @@ fn b26_a_side_that_is_cut_resets_the_other() {
     });
 }
 
+/// Neither peer takes for whole what was cut, although nothing waited at the moment.
+#[test]
+fn both_sides_of_a_relay_that_is_cut_are_reset() {
+    alone!().run(|| {
+        on_one_loop_and_on_two(|on_two| {
+            let Relayed { client, target, server, .. } = &Relayed::new(on_two);
+            write(client, b"the beginning");
+            assert_eq!(common::read_n(target, 13), b"the beginning");
+            server.server.stop(Duration::ZERO);
+            for peer in [client, target] {
+                assert_eq!(read_to_end(peer).unwrap_err().kind(), ErrorKind::ConnectionReset);
+            }
+        });
+    });
+}
+
 /// A stop is not a good place to end a stream of somebody else's.
 #[test]
 fn a_server_that_stops_lets_a_relay_go_on_until_the_deadline() {

@@ -87,7 +87,8 @@ pub trait Handler: Any {
         conn.shutdown();
     }
 
-    /// The connection is over. Called exactly once, last.
+    /// The connection is over. Called exactly once, last. Only [`reset`](Connection::reset) still has
+    /// an effect: the peer sees that, and not the end of the stream.
     fn on_close(&mut self, conn: &Connection<'_>, reason: &CloseReason) {
         let _ = (conn, reason);
     }

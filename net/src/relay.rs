@@ -9,7 +9,7 @@ use crate::{Buffer, CloseReason, Connection, ConnectionHandle, Handler};
 /// - **Each direction ends by itself.** The peer's end of stream is passed on behind its last byte,
 ///   and the other direction goes on.
 /// - **What is cut is not taken for whole.** If one side ends in any other way (a reset, a deadline,
-///   a limit), the other one is reset.
+///   a limit, a stop), both peers see a reset.
 /// - **A server that stops lets it go on** until the deadline, for it does not know what a good place
 ///   to end is. A client that is the other side has to be
 ///   [part of the server](crate::Client::part_of) for that.
@@ -57,8 +57,10 @@ impl Handler for Relay {
 
     fn on_stopping(&mut self, _: &Connection<'_>) {}
 
-    fn on_close(&mut self, _: &Connection<'_>, reason: &CloseReason) {
+    fn on_close(&mut self, conn: &Connection<'_>, reason: &CloseReason) {
         if !reason.is_clean() {
+            // Nothing may wait here, and yet more was to come.
+            conn.reset();
             let _ = self.other.reset();
         }
     }

@@ -257,11 +257,6 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         core.cancel_timers(event_loop);
         core.close_handles();
         let reason = core.state.finish(&core.context.lender);
-        if core.state.resets()
-            && let Err(e) = transport::reset_on_close(core.socket())
-        {
-            log::debug!("{core}: resetting it: {e}");
-        }
         event_loop.deregister(core.token.get());
         let on_close = || {
             if let Some(handler) = &mut *self.handler.borrow_mut() {
@@ -271,7 +266,13 @@ impl<T: Transport, H: Handler> Endpoint<T, H> {
         // Its panic has been logged and counted; there is nothing left to end.
         let _ = event_loop.isolate(format_args!("on_close of {}", self.core), on_close);
         core.context.closed(event_loop, core.host(), reason);
-        // Last, for a program's logger may panic too, and nobody comes back to what is over.
+        // Not earlier: the handler may have found that this is no good end.
+        if core.state.resets()
+            && let Err(e) = transport::reset_on_close(core.socket())
+        {
+            log::debug!("{core}: resetting it: {e}");
+        }
+        // Last, for a logger may panic too, and nobody comes back to what is over.
         log::debug!("{core}: {reason}");
     }
 }
