@@ -33,8 +33,9 @@ fn fires_once_with_its_key_and_never_early() {
         let (this, _peer) = recorded(|server| server);
         let start = Instant::now();
         this.call(|conn| {
-            conn.set_timer(2, 2 * SHORT);
+            conn.set_timer(3, LONG);
             conn.set_timer(1, SHORT);
+            conn.set_timer(2, 2 * SHORT);
         });
         assert_eq!(within(&this.told), Told::Timer(1));
         assert!(start.elapsed() >= SHORT);

@@ -74,13 +74,15 @@ fn what_waits_for_the_target_arrives_although_the_relay_is_stopped() {
     use nix::sys::socket::{setsockopt, sockopt};
 
     // Little enough for the relay to read it to its end, and more than the kernel holds for segments
-    // as small as these.
+    // as small as these and a target that takes as little, whatever the pace.
     const LEN: usize = 1 << 20;
     const SEGMENT: u32 = 1000;
+    const TAKEN: usize = 16 << 10;
     alone!().run(|| {
         for threads in ["0", "2"] {
             let scene = Scene::new(&["--threads", threads]);
             setsockopt(&scene.target, sockopt::TcpMaxSeg, &SEGMENT).unwrap();
+            setsockopt(&scene.target, sockopt::RcvBuf, &TAKEN).unwrap();
             let sockets = scene.relay.open_sockets();
             let (mut client, target) = scene.connect();
             target.shutdown(Shutdown::Write).unwrap();

@@ -19,7 +19,7 @@ fn path(name: &str) -> PathBuf {
     format!("/proc/{name}").into()
 }
 
-/// For tests that have another program look there.
+/// For tests that look there themselves, or have another program do it.
 #[track_caller]
 pub fn is_wanted() {
     path("self");
