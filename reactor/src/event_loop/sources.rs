@@ -94,7 +94,8 @@ impl EventLoop {
     }
 
     /// The source of a registration that is in force, for who knows its type. `None` if that has
-    /// ended, also by an event earlier in the same batch.
+    /// ended, also by an event earlier in the same batch. Whoever keeps a source keeps its descriptor
+    /// open, also when its registration has ended.
     ///
     /// ```
     /// use ruduo_reactor::{Channel, Event, EventLoop, Interest, Source};

@@ -64,7 +64,7 @@ pub(super) const KEPT_CAPACITY: usize = 1024;
 /// Names one armed timer.
 ///
 /// Dropping it does nothing. Ids are not re-used: that of a timer which has fired or was cancelled
-/// never comes to name another one.
+/// does not come to name another one, unless 2^32 others have been armed meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TimerId {
     // Never zero, so that an `Option<TimerId>` in a connection takes eight bytes.
