@@ -182,6 +182,35 @@ fn what_is_part_of_a_server_is_cut_at_the_deadline_of_its_stop() {
     });
 }
 
+/// Nobody would stop it any more.
+#[test]
+fn nothing_becomes_part_of_a_server_that_has_been_cut() {
+    alone!().run(|| {
+        on_one_loop_and_on_two(|on_two| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let target = listener.local_addr().unwrap();
+            let (tell, told) = channel();
+            let running = serve(move |event_loop| {
+                TcpServer::bind(event_loop, "127.0.0.1:0")?
+                    .threads(usize::from(on_two))
+                    .on_message(|_, _| {})
+                    .on_close(move |conn, _| {
+                        let again = TcpClient::connect(conn.event_loop(), target).part_of(conn);
+                        let outcome = again.on_message(|_, _| {}).start();
+                        tell.send(outcome.map(drop).map_err(|e| e.to_string())).unwrap();
+                    })
+                    .start()
+            });
+            let _peer = running.connect();
+            eventually("it is there", || running.server.metrics().open == 1);
+            running.server.stop(Duration::ZERO);
+            let error = within(&told).unwrap_err();
+            assert!(error.contains("has been cut"), "{error}");
+            running.server.wait().unwrap();
+        });
+    });
+}
+
 /// A server waits for what is part of it, and there is none here that could.
 #[test]
 fn nothing_is_part_of_a_client() {

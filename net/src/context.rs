@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
+use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,6 +30,8 @@ pub(crate) struct Context {
     on_closed: Box<OnClosed>,
     open: Cell<usize>,
     stopping: Cell<bool>,
+    /// What there was at the deadline of its stop has been cut.
+    cut: Cell<bool>,
     /// The clients that are part of a server on this loop; `None` if this is no server's. Each counts
     /// as open.
     parts: Option<RefCell<BTreeSet<u64>>>,
@@ -57,6 +60,7 @@ impl Context {
             on_closed: Box::new(on_closed),
             open: Cell::new(0),
             stopping: Cell::new(false),
+            cut: Cell::new(false),
             parts: None,
             whole: None,
             when_empty: RefCell::default(),
@@ -73,8 +77,17 @@ impl Context {
         Context { whole, ..self }
     }
 
-    pub(crate) fn is_of_server(&self) -> bool {
-        self.parts.is_some()
+    /// Refuses a part of what is no server, or of one that would not stop it any more.
+    pub(crate) fn check_takes_parts(&self) -> io::Result<()> {
+        let why = if self.parts.is_none() {
+            "no server has accepted that connection"
+        } else if self.cut.get() {
+            "that has been cut at the deadline of its stop"
+        } else {
+            return Ok(());
+        };
+        let why = format!("it is to be part of a server, but {why}");
+        Err(io::Error::new(io::ErrorKind::InvalidInput, why))
     }
 
     /// The clients that are part of the server.
@@ -99,6 +112,11 @@ impl Context {
     /// From now on, a connection that ends without losing a byte counts as drained.
     pub(crate) fn begin_stopping(&self) {
         self.stopping.set(true);
+    }
+
+    /// From now on, nothing becomes part of it: nobody would stop that.
+    pub(crate) fn set_cut(&self) {
+        self.cut.set(true);
     }
 
     pub(crate) fn closed(

@@ -60,10 +60,7 @@ where
     let context = |e: io::Error| io::Error::new(e.kind(), format!("starting a client: {e}"));
     limits.check().map_err(context)?;
     let part = settings.part_of.as_ref();
-    if part.is_some_and(|server| !server.is_of_server()) {
-        let why = "it is to be part of a server, but no server has accepted that connection";
-        return Err(context(io::Error::new(io::ErrorKind::InvalidInput, why)));
-    }
+    part.map_or(Ok(()), |server| server.check_takes_parts()).map_err(context)?;
     let shared = Arc::new(Shared::new(event_loop.handle()));
     let id = shared.id;
     let part = part.map(|server| Part::new(server, id, event_loop));

@@ -167,7 +167,8 @@ impl<C> Client<'_, C> {
     /// deadline. (Otherwise what still waits for the target when the last connection of the server
     /// has closed is cut, as soon as the server is stopped.)
     ///
-    /// `conn` has to be one that a server has accepted, or [`start`](Client::start) fails.
+    /// `conn` has to be one that a server has accepted, and the deadline of a stop not over, or
+    /// [`start`](Client::start) fails.
     pub fn part_of(mut self, conn: &Connection<'_>) -> Self {
         self.settings.part_of = Some(conn.context().clone());
         self

@@ -403,6 +403,7 @@ where
 
     fn cut(&self, event_loop: &EventLoop) {
         let context = &self.context;
+        context.set_cut();
         for resident in context.connections(event_loop) {
             Connection::new(event_loop, resident.core()).end(CloseReason::Stopped);
         }
