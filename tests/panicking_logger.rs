@@ -62,6 +62,10 @@ fn b45_a_logger_that_panics_ends_no_server_and_loses_no_end() {
         within(&closed);
         eventually("there is a place", || running.server.metrics().open == 0);
     }
+    // So that the lines about those are written.
+    let (tell, told) = channel();
+    running.event_loop().post(move |_| tell.send(()).unwrap()).unwrap();
+    within(&told);
     *WORDS.lock().unwrap() = ": closed by the peer";
     for panics in 3..=4 {
         let peer = running.connect();
