@@ -234,6 +234,10 @@ fn b59_who_gets_no_thread_waits_for_those_that_are_there() {
             }),
         );
         eventually("it tries", || second.client.attempts() == 1);
+        // And has asked, with which its task ends: before the one thread may be without work.
+        let (tell, told) = mpsc::channel();
+        second.thread.handle().post(move |_| tell.send(()).unwrap()).unwrap();
+        within(&told);
         for (number, scene) in [(1, first), (2, second)] {
             eventually("its turn has come", || resolver.asked() == number);
             resolver.answer(number, "127.0.0.1");
