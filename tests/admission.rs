@@ -82,6 +82,7 @@ fn the_refused_are_told_whatever_they_have_sent() {
             assert_echoes(&served);
             let mut refused = 0;
             for chunk in [0, 1, 100_000] {
+                let begin = Instant::now();
                 loop {
                     let (mut peer, start) = (running.connect(), Instant::now());
                     refused += 1;
@@ -93,6 +94,7 @@ fn the_refused_are_told_whatever_they_have_sent() {
                         // It has a second for all that, and is cut then.
                         Err(e) => {
                             assert!(start.elapsed() >= Duration::from_secs(1), "{chunk}: {e}");
+                            assert!(begin.elapsed() < DEADLINE, "{chunk}: again and again: {e}");
                         }
                     }
                 }
