@@ -131,6 +131,8 @@ where
 /// The channels of a loop, found by token.
 #[derive(Default)]
 pub(crate) struct Channels {
+    /// `borrow_mut` is cheaper than `borrow`, which counts its borrowers; so whoever is called often
+    /// uses that.
     slab: RefCell<Slab<Entry>>,
     /// That of the last token.
     generation: Cell<u32>,
@@ -169,7 +171,7 @@ impl Channels {
 
     /// The token that the next channel gets.
     pub(crate) fn next_token(&self) -> Token {
-        Token::new(self.generation.get().wrapping_add(1), self.slab.borrow().vacant_key())
+        Token::new(self.generation.get().wrapping_add(1), self.slab.borrow_mut().vacant_key())
     }
 
     /// Takes a channel out. The caller drops it when nothing is borrowed.
@@ -182,8 +184,11 @@ impl Channels {
 
     /// Whether a burst is over: true once after each.
     pub(crate) fn is_burst_over(&self) -> bool {
+        if self.peak.get() < BURST {
+            return false;
+        }
         let mut slab = self.slab.borrow_mut();
-        let over = self.peak.get() >= BURST && slab.len() <= self.peak.get() / 4;
+        let over = slab.len() <= self.peak.get() / 4;
         if over {
             self.peak.set(slab.len());
             slab.shrink_to_fit();
@@ -193,7 +198,7 @@ impl Channels {
 
     /// The source, kept alive by the caller's `Rc` whatever its handler does.
     pub(crate) fn get(&self, token: Token) -> Option<(Rc<dyn Source>, Registration)> {
-        let slab = self.slab.borrow();
+        let slab = self.slab.borrow_mut();
         let entry = slab.get(token.index())?;
         (entry.token == token).then(|| (Rc::clone(&entry.source), entry.registration))
     }
@@ -201,7 +206,6 @@ impl Channels {
     /// The source, if the event is all that it waits for and nothing more: the common case.
     #[inline(always)]
     pub(crate) fn get_waiting(&self, event: Event) -> Option<Rc<dyn Source>> {
-        // Cheaper than `borrow`, which counts its borrowers.
         let slab = self.slab.borrow_mut();
         let entry = slab.get(event.token.index())?;
         let found =
