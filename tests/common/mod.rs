@@ -12,9 +12,11 @@ use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::process::Command;
 use std::rc::Rc;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -154,10 +156,12 @@ impl Alone {
         let this = std::env::current_exe().unwrap();
         let mut words = self.under.clone();
         words.push(this.to_str().unwrap().to_owned());
+        let folder = Folder::new();
         let output = Command::new(&words[0])
             .args(&words[1..])
             .args(["--exact", self.name, "--nocapture", "--test-threads=1"])
             .env(CHILD, "1")
+            .env("TMPDIR", &folder.0)
             .envs(poller.map(|kind| (POLLER, kind.to_string())))
             .envs(self.envs.iter().cloned())
             .output()
@@ -199,6 +203,33 @@ impl Alone {
             // On a busy machine any callback may be slow.
             assert!(expected || line.contains(SLOW_CALLBACK), "unexpected log: {line}");
         }
+    }
+}
+
+/// Where the process of a test has its files and sockets: servers on Unix sockets wait for each other in
+/// a folder. It is removed with what is left there.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Folder {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("ruduo-{}-{number}", std::process::id());
+        let folder = Folder(std::env::temp_dir().join(name));
+        // It may be there if a process of this number was killed.
+        folder.remove();
+        std::fs::create_dir(&folder.0).unwrap();
+        folder
+    }
+
+    fn remove(&self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        self.remove();
     }
 }
 
