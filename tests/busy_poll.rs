@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bare_loop::{pair, run};
-use common::{DEADLINE, eventually, within};
+use common::{DEADLINE, within};
 use ruduo::{Channel, EventLoop, Interest};
 
 fn looking_for(time: Duration) -> EventLoop {
@@ -50,6 +50,8 @@ fn sleeps_until_timer(looking: Duration, timer: Duration) -> u64 {
 #[test]
 #[cfg(target_os = "linux")]
 fn it_looks_for_as_long_as_it_may_and_then_sleeps() {
+    use common::eventually;
+
     each_poller!().run(|| {
         let (short, long) = (Duration::from_millis(1), Duration::from_millis(50));
         eventually("it looks all the time", || sleeps_until_timer(Duration::MAX, long) == 0);
